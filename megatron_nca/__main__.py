@@ -1,0 +1,44 @@
+"""The command line: each verb is a file in `cli/`, imported only when it is called, so that --help is instant."""
+
+import argparse
+import importlib
+import sys
+
+from megatron_nca import __version__
+from megatron_nca.errors import MegatronNcaError
+
+VERBS = {
+    "generate": "make an automata dataset",
+    "run": "walk a recipe: data, phases, transfers, report",
+    "train": "train one phase of a recipe",
+    "convert": "transfer weights between phases",
+    "report": "compare the arms of finished runs",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="megatron-nca", description="Pre-pre-training on neural cellular automata, on Megatron-Core.",
+                                     epilog="Start with `make demo`, or see `megatron-nca VERB --help`.")
+    parser.add_argument("--version", action="version", version=f"megatron-nca {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, summary in VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if argv[:1] == [name]:
+            module = importlib.import_module(f"megatron_nca.cli.{name}")
+            verb.epilog = module.EXAMPLES
+            module.add_arguments(verb)
+            verb.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except MegatronNcaError as error:
+        print(f"megatron-nca {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"megatron-nca {arguments.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The shape of a Llama-like model, and how it is split over ranks."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_nca.errors import ConfigError, explain
+
+VOCABULARY_MULTIPLE = 128
+"""The vocabulary is padded to this, never by the layout, so that one checkpoint serves every layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A Llama-shaped decoder without its vocabulary: RMSNorm, RoPE, SwiGLU, untied, no biases."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_query_groups: int | None = None
+    """Key/value heads; None: as many as heads (multi-head attention)."""
+    ffn_hidden_size: int
+    sequence_length: int = 1024
+    rope_base: int = 10_000
+    norm_epsilon: float = 1e-6
+    attention_dropout: float = 0.0
+    init_std: float = 0.02
+    """Standard deviation of every matrix of the layers."""
+    scaled_residual_init: bool = False
+    """Divide the std of the output projections by sqrt(2 num_layers), as Megatron does; the released code does not."""
+    embedding_init_std: float = 1.0
+    """The released code leaves torch's nn.Embedding default of 1.0 (parity E3); 0.02 is the usual choice."""
+    head_init: Literal["kaiming_uniform", "normal"] = "kaiming_uniform"
+    """kaiming_uniform: bound 1/sqrt(hidden_size), as released (parity E3). normal: init_std."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "num_heads", "ffn_hidden_size", "sequence_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(explain(f"model.{name}", getattr(self, name), "must be at least 1.", "give a positive number."))
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ConfigError(explain("model.num_heads", self.num_heads, f"hidden_size {self.hidden_size} does not split into heads of an even size, which RoPE needs.", "choose a divisor of hidden_size."))
+        if self.num_heads % self.query_groups:
+            raise ConfigError(explain("model.num_query_groups", self.num_query_groups, f"does not divide num_heads = {self.num_heads}.", "choose a divisor of num_heads."))
+        for name in ("init_std", "embedding_init_std", "norm_epsilon"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(explain(f"model.{name}", getattr(self, name), "must be positive.", "leave it out for the default."))
+        if not 0 <= self.attention_dropout < 1:
+            raise ConfigError(explain("model.attention_dropout", self.attention_dropout, "is not a probability below 1.", "use a value in [0, 1)."))
+
+    @property
+    def query_groups(self) -> int:
+        return self.num_query_groups or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def with_vocabulary(self, vocab_size: int) -> "ModelConfig":
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelShape)}
+        return ModelConfig(vocab_size=vocab_size, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelShape):
+    """A ModelShape with its vocabulary: all that a checkpoint's tensors depend on."""
+
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.vocab_size <= 2**20:
+            raise ConfigError(explain("vocab_size", self.vocab_size, "must lie in 2..2^20.", "give the size of the tokenizer or of the automata's alphabet."))
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and of the head: vocab_size up to the next multiple of 128."""
+        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How one model is split (tensor, pipeline) and copied (data) over ranks."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    sequence_parallel: bool = False
+    """Split norms and dropout along the sequence over the tensor-parallel ranks."""
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "data"):
+            if getattr(self, name) < 1:
+                raise ConfigError(explain(f"parallel.{name}", getattr(self, name), "must be at least 1.", "give the number of ranks along that axis."))
+        if self.sequence_parallel and self.tensor == 1:
+            raise ConfigError(explain("parallel.sequence_parallel", True, "needs tensor > 1.", "set parallel.tensor or turn it off."))
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise ConfigError if `model` cannot be split so."""
+        for what, size in [("num_heads", model.num_heads), ("num_query_groups", model.query_groups),
+                           ("ffn_hidden_size", model.ffn_hidden_size), ("hidden_size", model.hidden_size),
+                           ("padded vocabulary", model.padded_vocab_size)]:
+            if size % self.tensor:
+                raise ConfigError(explain("parallel.tensor", self.tensor, f"does not divide the model's {what} = {size}.", "choose a common divisor of heads, query groups and sizes."))
+        if model.num_layers % self.pipeline:
+            raise ConfigError(explain("parallel.pipeline", self.pipeline, f"does not divide num_layers = {model.num_layers}.", "choose a divisor of num_layers."))
+        if self.sequence_parallel and model.sequence_length % self.tensor:
+            raise ConfigError(explain("parallel.tensor", self.tensor, f"does not divide sequence_length = {model.sequence_length} under sequence parallelism.", "choose a divisor."))

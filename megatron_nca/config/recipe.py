@@ -1,0 +1,212 @@
+"""A recipe is the whole experiment: datasets, the model, phases, arms that chain phases, and seeds."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_nca.config.law import NcaLaw, preset
+from megatron_nca.config.model import ModelConfig, ModelShape, ParallelConfig
+from megatron_nca.config.schema import apply_overrides, build, read_yaml, suggest, to_dict
+from megatron_nca.errors import ConfigError, explain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One source of tokens with a training and a validation part."""
+
+    source: Literal["nca", "corpus", "indexed"]
+    law: NcaLaw | None = None
+    """nca: the automata. In YAML a mapping, optionally with `preset: released|paper` to start from."""
+    sequences: int | None = None
+    """nca: training sequences."""
+    validation_sequences: int | None = None
+    """nca: held-out sequences, of rules drawn at validation_seed."""
+    seed: int = 0
+    validation_seed: int = 1_000_003
+    input: str | None = None
+    """corpus: a JSONL file with a `text` key, or `python-stdlib`."""
+    vocab_size: int | None = None
+    """corpus: size of the sentencepiece model trained on it. indexed: size of the vocabulary the files were made with."""
+    held_out_share: float = 0.05
+    """corpus: share of documents, chosen by hash, kept for validation."""
+    train_prefix: str | None = None
+    """indexed: path of an existing .bin/.idx pair, without its ending."""
+    validation_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        required = {"nca": ["law", "sequences", "validation_sequences"], "corpus": ["input", "vocab_size"],
+                    "indexed": ["vocab_size", "train_prefix", "validation_prefix"]}[self.source]
+        for name in required:
+            if getattr(self, name) is None:
+                raise ConfigError(explain("source", self.source, f"a dataset of this source needs '{name}'.", f"add '{name}'."))
+        if self.source == "nca" and self.seed == self.validation_seed:
+            raise ConfigError(explain("validation_seed", self.validation_seed, "equals seed, so validation would hold the training rules.", "choose another."))
+        if not 0 < self.held_out_share < 1:
+            raise ConfigError(explain("held_out_share", self.held_out_share, "must lie between 0 and 1.", "0.05 is usual."))
+
+    @property
+    def model_vocab_size(self) -> int:
+        return self.law.vocab_size if self.source == "nca" else self.vocab_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam(W) with linear warm-up and a cosine to min_lr."""
+
+    lr: float
+    min_lr: float = 0.0
+    warmup_iterations: int = 0
+    decay_iterations: int | None = None
+    """Length of the schedule; None: the phase's iterations. The released NCA phase stops at 5,000 of 50,000 (D02)."""
+    decay_style: Literal["cosine", "linear", "constant"] = "cosine"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    decay_norms: bool = False
+    """Weight decay on the norms too, as the released code does."""
+    clip_grad: float = 0.0
+    """Largest norm of the mean gradient, 0: no clipping. The released text phases amount to 1/32 (E2)."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(explain("optimizer.lr", self.lr, "must be positive.", "for example 1e-4."))
+        for name in ("min_lr", "warmup_iterations", "weight_decay", "clip_grad"):
+            if getattr(self, name) < 0:
+                raise ConfigError(explain(f"optimizer.{name}", getattr(self, name), "must not be negative.", "0 turns it off."))
+        if self.min_lr > self.lr:
+            raise ConfigError(explain("optimizer.min_lr", self.min_lr, f"exceeds lr = {self.lr}.", "lower it."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Training on one dataset, from an initial checkpoint to a last one."""
+
+    dataset: str
+    iterations: int
+    global_batch_size: int
+    micro_batch_size: int
+    optimizer: OptimizerConfig
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    validation_interval: int = 100
+    validation_sequences: int = 256
+    """Sequences of each validation; always the same ones, from the front of the held-out set."""
+    save_interval: int = 100
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the last iteration's always is."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "global_batch_size", "micro_batch_size", "validation_interval",
+                     "validation_sequences", "save_interval", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(explain(name, getattr(self, name), "must be at least 1.", "give a positive number."))
+        for name in ("global_batch_size", "validation_sequences"):
+            if getattr(self, name) % (self.micro_batch_size * self.parallel.data):
+                raise ConfigError(explain(name, getattr(self, name), f"is not a multiple of micro_batch_size x parallel.data = {self.micro_batch_size * self.parallel.data}.", "change one of the three."))
+        decay = self.optimizer.decay_iterations
+        if decay is not None and decay < self.iterations:
+            raise ConfigError(explain("optimizer.decay_iterations", decay, f"is below iterations = {self.iterations}.", "make the schedule at least as long as the phase."))
+        if self.optimizer.warmup_iterations >= (decay or self.iterations):
+            raise ConfigError(explain("optimizer.warmup_iterations", self.optimizer.warmup_iterations, "is as long as the whole schedule.", "shorten it, or lengthen the schedule with decay_iterations."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a step of an arm takes over from the step before it; all else is initialised anew."""
+
+    carry: tuple[str, ...] = ()
+    """Components (convert transfer --carry); empty: nothing, which is training from scratch."""
+    layers: tuple[int, int] | None = None
+    """Half-open range of layers that are carried; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmStep:
+    phase: str
+    start: Start = field(default_factory=Start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row of the comparison: phases in order."""
+
+    steps: tuple[ArmStep, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    name: str
+    description: str = ""
+    model: ModelShape
+    datasets: dict[str, Dataset]
+    phases: dict[str, Phase]
+    arms: dict[str, Arm]
+    control: str
+    """The arm that the others are compared with."""
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        _check_known("control", self.control, self.arms)
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(explain("seeds", list(self.seeds), "must be distinct and at least one.", "for example [0, 1, 2]."))
+        for name, phase in self.phases.items():
+            _check_known(f"phases.{name}.dataset", phase.dataset, self.datasets)
+            phase.parallel.check_model(self.model_config(name))
+            law = self.datasets[phase.dataset].law
+            if law is not None and law.sequence_length != self.model.sequence_length:
+                raise ConfigError(explain(f"datasets.{phase.dataset}.law.sequence_length", law.sequence_length, f"differs from model.sequence_length = {self.model.sequence_length}.", "make them equal."))
+        for name, arm in self.arms.items():
+            self._check_arm(name, arm)
+
+    def _check_arm(self, name: str, arm: Arm) -> None:
+        if not arm.steps:
+            raise ConfigError(f"arms.{name}: has no steps. Cure: name at least one phase.")
+        if len({step.phase for step in arm.steps}) != len(arm.steps):
+            raise ConfigError(f"arms.{name}: names a phase twice. Cure: define a second phase under another name.")
+        for step in arm.steps:
+            _check_known(f"arms.{name}.steps.phase", step.phase, self.phases)
+        if arm.steps[0].start.carry:
+            raise ConfigError(f"arms.{name}: its first step carries {list(arm.steps[0].start.carry)}, but nothing precedes it. Cure: drop `start`.")
+
+    def model_config(self, phase: str) -> ModelConfig:
+        """The model of a phase: the recipe's shape with the vocabulary of the phase's dataset."""
+        return self.model.with_vocabulary(self.datasets[self.phases[phase].dataset].model_vocab_size)
+
+    def home_arm(self, arm: str, position: int) -> str:
+        """The first arm whose steps up to `position` equal those of `arm`: there the phase is run once for all."""
+        chain = self.arms[arm].steps[: position + 1]
+        return next(name for name, other in self.arms.items() if other.steps[: position + 1] == chain)
+
+
+def _check_known(where: str, name: str, known: dict) -> None:
+    if name not in known:
+        raise ConfigError(f"{where} = {name!r}: not defined in this recipe.{suggest(name, list(known))}")
+
+
+def _resolve_law(values: dict, where: str) -> dict:
+    """`preset: NAME` inside a law becomes that preset with the other keys on top."""
+    if "preset" not in values:
+        return values
+    rest = {key: value for key, value in values.items() if key != "preset"}
+    build(NcaLaw, rest, where)  # report a misspelt key before it is merged
+    return {**to_dict(preset(values["preset"])), **rest}
+
+
+def recipe_from_dict(values: dict) -> Recipe:
+    """Build and check a recipe. Raises ConfigError."""
+    if isinstance(values, dict) and isinstance(values.get("datasets"), dict):
+        values = {**values, "datasets": dict(values["datasets"])}
+        for name, dataset in values["datasets"].items():
+            if isinstance(dataset, dict) and isinstance(dataset.get("law"), dict):
+                law = _resolve_law(dataset["law"], f"datasets.{name}.law")
+                values["datasets"][name] = {**dataset, "law": law}
+    return build(Recipe, values)
+
+
+def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
+    """A recipe from a YAML file with ``a.b=value`` overrides. Raises ConfigError naming the file."""
+    try:
+        return recipe_from_dict(apply_overrides(read_yaml(path), list(overrides)))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

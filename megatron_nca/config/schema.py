@@ -1,0 +1,145 @@
+"""YAML and dictionaries to frozen dataclasses and back: unknown keys and wrong types are errors."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_nca.errors import ConfigError
+
+
+def build(cls: type, values: Any, where: str = "") -> Any:
+    """Build the dataclass `cls` from a mapping, recursively.
+
+    `where` is the dotted path of the mapping in its file, for messages.
+    Raises ConfigError for a key that `cls` lacks (naming the nearest) and for a value of another type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'the file'}: expected a mapping with the keys of {cls.__name__}, got {values!r}.")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{_join(where, key)}: unknown setting.{suggest(key, names)}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in values and _is_required(f)]
+    if missing:
+        raise ConfigError(f"{_join(where, missing[0])}: this setting is required and was not given.")
+    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """A sentence naming the known name nearest to `name`, or listing all."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(known)}."
+
+
+def to_dict(config: Any) -> Any:
+    """A dataclass as plain dictionaries and lists, fit for YAML and JSON."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file. Raises ConfigError if it is missing or not YAML."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+
+
+def to_yaml(config: Any) -> str:
+    """A dataclass as YAML text, keys in the order of its fields."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def apply_overrides(values: dict, overrides: list[str]) -> dict:
+    """A copy of `values` with each ``a.b=value`` of `overrides` set; values are read as YAML."""
+    result = _copy(values)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r}: expected KEY.KEY=VALUE, for example phases.text.iterations=100.")
+        *parents, leaf = dotted.split(".")
+        node = result
+        for depth, parent in enumerate(parents):
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"override {override!r}: '{'.'.join(parents[: depth + 1])}' is not a mapping.")
+        node[leaf] = yaml.safe_load(text)
+    return result
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _join(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} = {value!r}: not one of {', '.join(map(repr, arguments))}.")
+        return value
+    if origin is tuple:
+        return _convert_tuple(arguments, value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} = {value!r}: expected a mapping.")
+        return {str(key): _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_union(arguments: tuple, value: Any, where: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    others = [argument for argument in arguments if argument is not type(None)]
+    return _convert(others[0], value, where)
+
+
+def _convert_tuple(arguments: tuple, value: Any, where: str) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} = {value!r}: expected a list.")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if len(value) != len(arguments):
+        raise ConfigError(f"{where} = {value!r}: expected {len(arguments)} values, got {len(value)}.")
+    return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, str):
+        value = _float_from_text(value)  # YAML 1.1 reads 1e-4 as text
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}, got {type(value).__name__}.")
+    return value
+
+
+def _float_from_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

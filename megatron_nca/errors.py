@@ -1,0 +1,26 @@
+"""The errors a user can cause. Each message names the setting, its value, the reason and the cure."""
+
+
+class MegatronNcaError(Exception):
+    """Base of all errors that end a command with one message and exit code 2, without a traceback."""
+
+
+class ConfigError(MegatronNcaError):
+    """A setting that is unknown, of the wrong type, out of range, or at odds with another."""
+
+
+class DataError(MegatronNcaError):
+    """A dataset or corpus that is missing, truncated, foreign, or not what the settings say."""
+
+
+class CheckpointError(MegatronNcaError):
+    """A checkpoint that is missing, incomplete, or of another shape."""
+
+
+class LaunchError(MegatronNcaError):
+    """A step that could not be started, or that ended in failure."""
+
+
+def explain(setting: str, value: object, reason: str, cure: str) -> str:
+    """One message in the house form, e.g. ``parallel.tensor = 3: ... Cure: ...``."""
+    return f"{setting} = {value!r}: {reason} Cure: {cure}"

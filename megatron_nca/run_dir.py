@@ -1,0 +1,105 @@
+"""Every file of a run folder is a property here; nobody else joins its paths.
+
+    RUN/recipe.yaml                 the resolved recipe
+    RUN/source.txt                  commit and difference of the code
+    RUN/data/<dataset>/train.{bin,idx,json}, validation.{bin,idx,json}           (source: nca)
+    RUN/data/<dataset>/{train,validation}.jsonl, tokenizer.{model,vocab},
+        {train,validation}_text_document.{bin,idx,json}                          (source: corpus)
+    RUN/arms/<arm>/seed<k>/<phase>/initial/          the checkpoint the phase starts from (convert transfer)
+    RUN/arms/<arm>/seed<k>/<phase>/checkpoints/      latest_checkpointed_iteration.txt, iter_0000100/
+    RUN/arms/<arm>/seed<k>/<phase>/{metrics.jsonl, tensorboard/, train.log, done.json}
+    RUN/report/{report.md, runs.csv, curves.png}
+A phase that several arms share is run in the first of them; the others hold a symbolic link to its folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_nca.config.recipe import Dataset
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A series of checkpoints in Megatron's layout."""
+
+    path: Path
+
+    @property
+    def tracker(self) -> Path:
+        return self.path / "latest_checkpointed_iteration.txt"
+
+    def iteration(self, iteration: int) -> Path:
+        return self.path / f"iter_{iteration:07d}"
+
+
+@dataclass(frozen=True)
+class PhaseFolder:
+    path: Path
+
+    @property
+    def initial(self) -> Path:
+        """The checkpoint the phase starts from (one checkpoint, not a series)."""
+        return self.path / "initial"
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        return CheckpointFolder(self.path / "checkpoints")
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def done(self) -> Path:
+        """Written last by `train`: the phase is whole."""
+        return self.path / "done.json"
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    path: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.model"
+
+    def jsonl(self, part: str) -> Path:
+        """`part` is 'train' or 'validation'."""
+        return self.path / f"{part}.jsonl"
+
+    def prefix(self, part: str, dataset: Dataset) -> Path:
+        """Path of the indexed dataset without its ending."""
+        if dataset.source == "indexed":
+            return Path(dataset.train_prefix if part == "train" else dataset.validation_prefix)
+        return self.path / (part if dataset.source == "nca" else f"{part}_text_document")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def source(self) -> Path:
+        return self.path / "source.txt"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def dataset(self, name: str) -> DatasetFolder:
+        return DatasetFolder(self.path / "data" / name)
+
+    def phase(self, arm: str, seed: int, phase: str) -> PhaseFolder:
+        return PhaseFolder(self.path / "arms" / arm / f"seed{seed}" / phase)
