@@ -18,12 +18,17 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="megatron-nca", description="Pre-pre-training on neural cellular automata, on Megatron-Core.",
-                                     epilog="Start with `make demo`, or see `megatron-nca VERB --help`.")
+    parser = argparse.ArgumentParser(
+        prog="megatron-nca",
+        description="Pre-pre-training on neural cellular automata, on Megatron-Core.",
+        epilog="Start with `make demo`, or see `megatron-nca VERB --help`.",
+    )
     parser.add_argument("--version", action="version", version=f"megatron-nca {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():
-        verb = verbs.add_parser(name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        verb = verbs.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if argv[:1] == [name]:
             module = importlib.import_module(f"megatron_nca.cli.{name}")
             verb.epilog = module.EXAMPLES

@@ -36,10 +36,16 @@ def publish(path: Path) -> Iterator[Path]:
 
 def translate(error: OSError, path: Path) -> DataError:
     """An operating system's error as one sentence with its cure."""
-    cures = {errno.ENOSPC: "free some space or choose another folder", errno.EDQUOT: "free some of your quota",
-             errno.EACCES: "choose a folder you may write to", errno.EROFS: "choose a folder you may write to"}
+    cures = {
+        errno.ENOSPC: "free some space or choose another folder",
+        errno.EDQUOT: "free some of your quota",
+        errno.EACCES: "choose a folder you may write to",
+        errno.EROFS: "choose a folder you may write to",
+    }
     cure = cures.get(error.errno, "check the path")
-    return DataError(f"{path}: cannot be written ({error.strerror or error}). Nothing was left under that name. Cure: {cure}.")
+    return DataError(
+        f"{path}: cannot be written ({error.strerror or error}). Nothing was left under that name. Cure: {cure}."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

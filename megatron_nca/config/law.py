@@ -54,31 +54,86 @@ class NcaLaw:
     """Distinct rules of a dataset, cycled with fresh initial states. None: one rule per sequence (D09)."""
 
     def __post_init__(self) -> None:
-        for name, low, high in [("num_states", 2, 16), ("patch", 1, 4), ("height", 2, 64), ("width", 2, 64),
-                                ("sequence_length", 2, 2**20), ("burn_in_steps", 0, 2**20),
-                                ("steps_per_frame", 1, 2**16), ("score_frames", 1, 2**16)]:
+        for name, low, high in [
+            ("num_states", 2, 16),
+            ("patch", 1, 4),
+            ("height", 2, 64),
+            ("width", 2, 64),
+            ("sequence_length", 2, 2**20),
+            ("burn_in_steps", 0, 2**20),
+            ("steps_per_frame", 1, 2**16),
+            ("score_frames", 1, 2**16),
+        ]:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ConfigError(explain(f"law.{name}", value, f"must lie in {low}..{high}.", f"choose a value in {low}..{high}."))
+                raise ConfigError(
+                    explain(f"law.{name}", value, f"must lie in {low}..{high}.", f"choose a value in {low}..{high}.")
+                )
         self._check_grid_and_vocabulary()
         low, high = self.band
         if not (0 <= low < high):
-            raise ConfigError(explain("law.band", list(self.band), "is not an interval LOW < HIGH of gzip ratios.", "give for example 0.5 1.0."))
+            raise ConfigError(
+                explain(
+                    "law.band",
+                    list(self.band),
+                    "is not an interval LOW < HIGH of gzip ratios.",
+                    "give for example 0.5 1.0.",
+                )
+            )
         if not self.temperature > 0:
-            raise ConfigError(explain("law.temperature", self.temperature, "states are sampled, so it must be positive.", "use 1e-4, the released value."))
+            raise ConfigError(
+                explain(
+                    "law.temperature",
+                    self.temperature,
+                    "states are sampled, so it must be positive.",
+                    "use 1e-4, the released value.",
+                )
+            )
         if self.num_rules is not None and self.num_rules < 1:
-            raise ConfigError(explain("law.num_rules", self.num_rules, "must be at least 1.", "leave it out for one rule per sequence."))
+            raise ConfigError(
+                explain(
+                    "law.num_rules", self.num_rules, "must be at least 1.", "leave it out for one rule per sequence."
+                )
+            )
 
     def _check_grid_and_vocabulary(self) -> None:
         for name in ("height", "width"):
             if getattr(self, name) % self.patch:
-                raise ConfigError(explain(f"law.{name}", getattr(self, name), f"is not a multiple of patch = {self.patch}.", "choose a grid that whole patches cover."))
+                raise ConfigError(
+                    explain(
+                        f"law.{name}",
+                        getattr(self, name),
+                        f"is not a multiple of patch = {self.patch}.",
+                        "choose a grid that whole patches cover.",
+                    )
+                )
         if self.num_tokens > MAX_VOCABULARY:
-            raise ConfigError(explain("law.num_states", self.num_states, f"{self.num_states}^({self.patch}x{self.patch}) + 2 = {self.num_tokens} tokens exceed 2^20.", "use fewer states or a smaller patch."))
+            raise ConfigError(
+                explain(
+                    "law.num_states",
+                    self.num_states,
+                    f"{self.num_states}^({self.patch}x{self.patch}) + 2 = {self.num_tokens} tokens exceed 2^20.",
+                    "use fewer states or a smaller patch.",
+                )
+            )
         if self.num_frames < 2:
-            raise ConfigError(explain("law.sequence_length", self.sequence_length, f"holds fewer than two frames of {self.frame_tokens} tokens, so nothing can be predicted.", "use a smaller grid, a larger patch or a longer sequence."))
+            raise ConfigError(
+                explain(
+                    "law.sequence_length",
+                    self.sequence_length,
+                    f"holds fewer than two frames of {self.frame_tokens} tokens, so nothing can be predicted.",
+                    "use a smaller grid, a larger patch or a longer sequence.",
+                )
+            )
         if self.allocated_vocab_size is not None and self.allocated_vocab_size < self.num_tokens:
-            raise ConfigError(explain("law.allocated_vocab_size", self.allocated_vocab_size, f"is below the {self.num_tokens} tokens in use.", "raise it or leave it out."))
+            raise ConfigError(
+                explain(
+                    "law.allocated_vocab_size",
+                    self.allocated_vocab_size,
+                    f"is below the {self.num_tokens} tokens in use.",
+                    "raise it or leave it out.",
+                )
+            )
 
     @property
     def patches_per_frame(self) -> int:

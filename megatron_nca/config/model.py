@@ -36,16 +36,41 @@ class ModelShape:
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "num_heads", "ffn_hidden_size", "sequence_length"):
             if getattr(self, name) < 1:
-                raise ConfigError(explain(f"model.{name}", getattr(self, name), "must be at least 1.", "give a positive number."))
+                raise ConfigError(
+                    explain(f"model.{name}", getattr(self, name), "must be at least 1.", "give a positive number.")
+                )
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
-            raise ConfigError(explain("model.num_heads", self.num_heads, f"hidden_size {self.hidden_size} does not split into heads of an even size, which RoPE needs.", "choose a divisor of hidden_size."))
+            raise ConfigError(
+                explain(
+                    "model.num_heads",
+                    self.num_heads,
+                    f"hidden_size {self.hidden_size} does not split into heads of an even size, which RoPE needs.",
+                    "choose a divisor of hidden_size.",
+                )
+            )
         if self.num_heads % self.query_groups:
-            raise ConfigError(explain("model.num_query_groups", self.num_query_groups, f"does not divide num_heads = {self.num_heads}.", "choose a divisor of num_heads."))
+            raise ConfigError(
+                explain(
+                    "model.num_query_groups",
+                    self.num_query_groups,
+                    f"does not divide num_heads = {self.num_heads}.",
+                    "choose a divisor of num_heads.",
+                )
+            )
         for name in ("init_std", "embedding_init_std", "norm_epsilon"):
             if not getattr(self, name) > 0:
-                raise ConfigError(explain(f"model.{name}", getattr(self, name), "must be positive.", "leave it out for the default."))
+                raise ConfigError(
+                    explain(f"model.{name}", getattr(self, name), "must be positive.", "leave it out for the default.")
+                )
         if not 0 <= self.attention_dropout < 1:
-            raise ConfigError(explain("model.attention_dropout", self.attention_dropout, "is not a probability below 1.", "use a value in [0, 1)."))
+            raise ConfigError(
+                explain(
+                    "model.attention_dropout",
+                    self.attention_dropout,
+                    "is not a probability below 1.",
+                    "use a value in [0, 1).",
+                )
+            )
 
     @property
     def query_groups(self) -> int:
@@ -69,7 +94,14 @@ class ModelConfig(ModelShape):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 2 <= self.vocab_size <= 2**20:
-            raise ConfigError(explain("vocab_size", self.vocab_size, "must lie in 2..2^20.", "give the size of the tokenizer or of the automata's alphabet."))
+            raise ConfigError(
+                explain(
+                    "vocab_size",
+                    self.vocab_size,
+                    "must lie in 2..2^20.",
+                    "give the size of the tokenizer or of the automata's alphabet.",
+                )
+            )
 
     @property
     def padded_vocab_size(self) -> int:
@@ -90,9 +122,18 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         for name in ("tensor", "pipeline", "data"):
             if getattr(self, name) < 1:
-                raise ConfigError(explain(f"parallel.{name}", getattr(self, name), "must be at least 1.", "give the number of ranks along that axis."))
+                raise ConfigError(
+                    explain(
+                        f"parallel.{name}",
+                        getattr(self, name),
+                        "must be at least 1.",
+                        "give the number of ranks along that axis.",
+                    )
+                )
         if self.sequence_parallel and self.tensor == 1:
-            raise ConfigError(explain("parallel.sequence_parallel", True, "needs tensor > 1.", "set parallel.tensor or turn it off."))
+            raise ConfigError(
+                explain("parallel.sequence_parallel", True, "needs tensor > 1.", "set parallel.tensor or turn it off.")
+            )
 
     @property
     def world_size(self) -> int:
@@ -100,12 +141,37 @@ class ParallelConfig:
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise ConfigError if `model` cannot be split so."""
-        for what, size in [("num_heads", model.num_heads), ("num_query_groups", model.query_groups),
-                           ("ffn_hidden_size", model.ffn_hidden_size), ("hidden_size", model.hidden_size),
-                           ("padded vocabulary", model.padded_vocab_size)]:
+        for what, size in [
+            ("num_heads", model.num_heads),
+            ("num_query_groups", model.query_groups),
+            ("ffn_hidden_size", model.ffn_hidden_size),
+            ("hidden_size", model.hidden_size),
+            ("padded vocabulary", model.padded_vocab_size),
+        ]:
             if size % self.tensor:
-                raise ConfigError(explain("parallel.tensor", self.tensor, f"does not divide the model's {what} = {size}.", "choose a common divisor of heads, query groups and sizes."))
+                raise ConfigError(
+                    explain(
+                        "parallel.tensor",
+                        self.tensor,
+                        f"does not divide the model's {what} = {size}.",
+                        "choose a common divisor of heads, query groups and sizes.",
+                    )
+                )
         if model.num_layers % self.pipeline:
-            raise ConfigError(explain("parallel.pipeline", self.pipeline, f"does not divide num_layers = {model.num_layers}.", "choose a divisor of num_layers."))
+            raise ConfigError(
+                explain(
+                    "parallel.pipeline",
+                    self.pipeline,
+                    f"does not divide num_layers = {model.num_layers}.",
+                    "choose a divisor of num_layers.",
+                )
+            )
         if self.sequence_parallel and model.sequence_length % self.tensor:
-            raise ConfigError(explain("parallel.tensor", self.tensor, f"does not divide sequence_length = {model.sequence_length} under sequence parallelism.", "choose a divisor."))
+            raise ConfigError(
+                explain(
+                    "parallel.tensor",
+                    self.tensor,
+                    f"does not divide sequence_length = {model.sequence_length} under sequence parallelism.",
+                    "choose a divisor.",
+                )
+            )

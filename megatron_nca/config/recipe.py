@@ -26,7 +26,7 @@ class Dataset:
     input: str | None = None
     """corpus: a JSONL file with a `text` key, or `python-stdlib`."""
     vocab_size: int | None = None
-    """corpus: size of the sentencepiece model trained on it. indexed: size of the vocabulary the files were made with."""
+    """corpus: size of the sentencepiece model trained on it. indexed: of the vocabulary the files were made with."""
     held_out_share: float = 0.05
     """corpus: share of documents, chosen by hash, kept for validation."""
     train_prefix: str | None = None
@@ -34,15 +34,29 @@ class Dataset:
     validation_prefix: str | None = None
 
     def __post_init__(self) -> None:
-        required = {"nca": ["law", "sequences", "validation_sequences"], "corpus": ["input", "vocab_size"],
-                    "indexed": ["vocab_size", "train_prefix", "validation_prefix"]}[self.source]
+        required = {
+            "nca": ["law", "sequences", "validation_sequences"],
+            "corpus": ["input", "vocab_size"],
+            "indexed": ["vocab_size", "train_prefix", "validation_prefix"],
+        }[self.source]
         for name in required:
             if getattr(self, name) is None:
-                raise ConfigError(explain("source", self.source, f"a dataset of this source needs '{name}'.", f"add '{name}'."))
+                raise ConfigError(
+                    explain("source", self.source, f"a dataset of this source needs '{name}'.", f"add '{name}'.")
+                )
         if self.source == "nca" and self.seed == self.validation_seed:
-            raise ConfigError(explain("validation_seed", self.validation_seed, "equals seed, so validation would hold the training rules.", "choose another."))
+            raise ConfigError(
+                explain(
+                    "validation_seed",
+                    self.validation_seed,
+                    "equals seed, so validation would hold the training rules.",
+                    "choose another.",
+                )
+            )
         if not 0 < self.held_out_share < 1:
-            raise ConfigError(explain("held_out_share", self.held_out_share, "must lie between 0 and 1.", "0.05 is usual."))
+            raise ConfigError(
+                explain("held_out_share", self.held_out_share, "must lie between 0 and 1.", "0.05 is usual.")
+            )
 
     @property
     def model_vocab_size(self) -> int:
@@ -73,7 +87,9 @@ class OptimizerConfig:
             raise ConfigError(explain("optimizer.lr", self.lr, "must be positive.", "for example 1e-4."))
         for name in ("min_lr", "warmup_iterations", "weight_decay", "clip_grad"):
             if getattr(self, name) < 0:
-                raise ConfigError(explain(f"optimizer.{name}", getattr(self, name), "must not be negative.", "0 turns it off."))
+                raise ConfigError(
+                    explain(f"optimizer.{name}", getattr(self, name), "must not be negative.", "0 turns it off.")
+                )
         if self.min_lr > self.lr:
             raise ConfigError(explain("optimizer.min_lr", self.min_lr, f"exceeds lr = {self.lr}.", "lower it."))
 
@@ -97,18 +113,41 @@ class Phase:
     """Newest checkpoints kept; the last iteration's always is."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "global_batch_size", "micro_batch_size", "validation_interval",
-                     "validation_sequences", "save_interval", "keep_checkpoints"):
+        for name in (
+            "iterations",
+            "global_batch_size",
+            "micro_batch_size",
+            "validation_interval",
+            "validation_sequences",
+            "save_interval",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(explain(name, getattr(self, name), "must be at least 1.", "give a positive number."))
         for name in ("global_batch_size", "validation_sequences"):
-            if getattr(self, name) % (self.micro_batch_size * self.parallel.data):
-                raise ConfigError(explain(name, getattr(self, name), f"is not a multiple of micro_batch_size x parallel.data = {self.micro_batch_size * self.parallel.data}.", "change one of the three."))
+            step = self.micro_batch_size * self.parallel.data
+            if getattr(self, name) % step:
+                reason = f"is not a multiple of micro_batch_size x parallel.data = {step}."
+                raise ConfigError(explain(name, getattr(self, name), reason, "change one of the three."))
         decay = self.optimizer.decay_iterations
         if decay is not None and decay < self.iterations:
-            raise ConfigError(explain("optimizer.decay_iterations", decay, f"is below iterations = {self.iterations}.", "make the schedule at least as long as the phase."))
+            raise ConfigError(
+                explain(
+                    "optimizer.decay_iterations",
+                    decay,
+                    f"is below iterations = {self.iterations}.",
+                    "make the schedule at least as long as the phase.",
+                )
+            )
         if self.optimizer.warmup_iterations >= (decay or self.iterations):
-            raise ConfigError(explain("optimizer.warmup_iterations", self.optimizer.warmup_iterations, "is as long as the whole schedule.", "shorten it, or lengthen the schedule with decay_iterations."))
+            raise ConfigError(
+                explain(
+                    "optimizer.warmup_iterations",
+                    self.optimizer.warmup_iterations,
+                    "is as long as the whole schedule.",
+                    "shorten it, or lengthen the schedule with decay_iterations.",
+                )
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +188,22 @@ class Recipe:
     def __post_init__(self) -> None:
         _check_known("control", self.control, self.arms)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(explain("seeds", list(self.seeds), "must be distinct and at least one.", "for example [0, 1, 2]."))
+            raise ConfigError(
+                explain("seeds", list(self.seeds), "must be distinct and at least one.", "for example [0, 1, 2].")
+            )
         for name, phase in self.phases.items():
             _check_known(f"phases.{name}.dataset", phase.dataset, self.datasets)
             phase.parallel.check_model(self.model_config(name))
             law = self.datasets[phase.dataset].law
             if law is not None and law.sequence_length != self.model.sequence_length:
-                raise ConfigError(explain(f"datasets.{phase.dataset}.law.sequence_length", law.sequence_length, f"differs from model.sequence_length = {self.model.sequence_length}.", "make them equal."))
+                raise ConfigError(
+                    explain(
+                        f"datasets.{phase.dataset}.law.sequence_length",
+                        law.sequence_length,
+                        f"differs from model.sequence_length = {self.model.sequence_length}.",
+                        "make them equal.",
+                    )
+                )
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
 
@@ -167,7 +215,8 @@ class Recipe:
         for step in arm.steps:
             _check_known(f"arms.{name}.steps.phase", step.phase, self.phases)
         if arm.steps[0].start.carry:
-            raise ConfigError(f"arms.{name}: its first step carries {list(arm.steps[0].start.carry)}, but nothing precedes it. Cure: drop `start`.")
+            carried = list(arm.steps[0].start.carry)
+            raise ConfigError(f"arms.{name}: its first step carries {carried}, but nothing precedes it. Cure: drop it.")
 
     def model_config(self, phase: str) -> ModelConfig:
         """The model of a phase: the recipe's shape with the vocabulary of the phase's dataset."""

@@ -29,8 +29,10 @@ def load_run_config(checkpoint: Path) -> RunConfig:
     """Read `run_config.yaml` of one checkpoint folder. Raises CheckpointError."""
     path = Path(checkpoint) / FILE_NAME
     if not path.is_file():
-        raise CheckpointError(f"{checkpoint}: is not a whole checkpoint of this project ({FILE_NAME} is missing). "
-                              "Cure: give the folder of one iteration, such as .../checkpoints/iter_0000100.")
+        raise CheckpointError(
+            f"{checkpoint}: is not a whole checkpoint of this project ({FILE_NAME} is missing). "
+            "Cure: give the folder of one iteration, such as .../checkpoints/iter_0000100."
+        )
     try:
         return build(RunConfig, read_yaml(path))
     except ConfigError as error:

@@ -76,7 +76,10 @@ def apply_overrides(values: dict, overrides: list[str]) -> dict:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: '{'.'.join(parents[: depth + 1])}' is not a mapping.")
-        node[leaf] = yaml.safe_load(text)
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML. Cure: quote it.") from error
     return result
 
 
@@ -125,7 +128,7 @@ def _convert_tuple(arguments: tuple, value: Any, where: str) -> tuple:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if len(value) != len(arguments):
         raise ConfigError(f"{where} = {value!r}: expected {len(arguments)} values, got {len(value)}.")
-    return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
+    return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
