@@ -26,7 +26,7 @@ from megatron_nca.errors import DataError
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {1: np.dtype("u1"), 2: np.dtype("i1"), 3: np.dtype("<i2"), 4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
+DTYPES = {code: np.dtype(name) for code, name in [(1, "u1"), (2, "i1"), (3, "<i2"), (4, "<i4"), (5, "<i8"), (8, "<u2")]}
 """Megatron's codes; 6 and 7 are floating point and hold no tokens."""
 MAX_LENGTH = 2**31 - 1
 CHUNK = 1 << 20
@@ -96,7 +96,8 @@ class IndexedWriter:
             self._bin = _HashedFile(part(self.prefix, "bin"))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         for file in (self._bin, self._idx):
             if file is not None:
                 file.discard()
@@ -134,15 +135,17 @@ class IndexedWriter:
             raise DataError(f"{where}: tokens of shape {tokens.shape} and dtype {tokens.dtype} were given. "
                             "Cure: give integers of shape (documents, length).")
         if tokens.shape[0] and not 0 < tokens.shape[1] <= MAX_LENGTH:
-            raise DataError(f"{where}: has {tokens.shape[1]} tokens; a document holds 1..{MAX_LENGTH}. Cure: leave it out.")
+            raise DataError(f"{where}: has {tokens.shape[1]} tokens; a document holds 1..{MAX_LENGTH}. "
+                            "Cure: leave it out.")
         if self.trajectory is not None and tokens.shape[1] != self.trajectory.document_tokens:
             raise DataError(f"{where}: has {tokens.shape[1]} tokens, but the trajectory's document_tokens is "
                             f"{self.trajectory.document_tokens}. Cure: give whole documents.")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.num_tokens:
             row = int(np.argmax(((tokens < 0) | (tokens >= self.num_tokens)).any(axis=1)))
             bad = tokens[row][(tokens[row] < 0) | (tokens[row] >= self.num_tokens)][0]
-            raise DataError(f"{self.prefix}: document {self.documents + row}: token {bad} is outside 0..{self.num_tokens - 1}. "
-                            "Cure: raise num_tokens to the size of the vocabulary that made it.")
+            raise DataError(f"{self.prefix}: document {self.documents + row}: token {bad} is outside "
+                            f"0..{self.num_tokens - 1}. Cure: raise num_tokens to the size of "
+                            "the vocabulary that made it.")
 
     def finish(self, manifest_fields: dict) -> Manifest:
         """Publish .bin, .idx and, last, the manifest.
@@ -152,7 +155,8 @@ class IndexedWriter:
         older dataset, and these without their manifest if publishing had begun.
         """
         if not self.tokens:
-            raise DataError(f"{self.prefix}: no document was written, and an empty dataset cannot be mapped. Cure: give it data.")
+            raise DataError(f"{self.prefix}: no document was written, and an empty dataset cannot be mapped. "
+                            "Cure: give it data.")
         fields = {"trajectory": self.trajectory, **manifest_fields}
         fields.setdefault("unigram_entropy_nats", unigram_entropy_nats(self.histogram))
         with self._translated("idx"):
@@ -231,20 +235,25 @@ class IndexedReader:
     def _read_index(self, path: Path) -> None:
         size = _size(path)
         if size < HEADER.size:
-            raise DataError(f"{path}: has {size} bytes, fewer than the header's {HEADER.size}. Cure: make the dataset again.")
+            raise DataError(f"{path}: has {size} bytes, fewer than the header's {HEADER.size}. "
+                            "Cure: make the dataset again.")
         content = _map(path)
         magic, version, code, count, bounds = HEADER.unpack(content[: HEADER.size].tobytes())
         if magic != MAGIC:
-            raise DataError(f"{path}: does not begin with 'MMIDIDX', so it is no index of a dataset. Cure: check the prefix.")
+            raise DataError(f"{path}: does not begin with 'MMIDIDX', so it is no index of a dataset. "
+                            "Cure: check the prefix.")
         if version != VERSION:
-            raise DataError(f"{path}: version {version} at byte 9; only version {VERSION} is known. Cure: make the dataset again.")
+            raise DataError(f"{path}: version {version} at byte 9; only version {VERSION} is known. "
+                            "Cure: make the dataset again.")
         if code not in DTYPES:
             raise DataError(f"{path}: dtype code {code} at byte 17 is no integer type. Cure: make the dataset again.")
         expected = HEADER.size + 12 * count + 8 * bounds
         if size != expected:
-            hint = " (it may hold modes of multimodal data, which are not read here)" if size == expected + count else ""
-            raise DataError(f"{path}: has {size:,} bytes, but {count:,} sequences and {bounds:,} document bounds, as its "
-                            f"header says, take {expected:,}{hint}. Cure: copy it anew, or make the dataset again.")
+            multimodal = size == expected + count
+            hint = " (it may hold modes of multimodal data, which are not read here)" if multimodal else ""
+            raise DataError(f"{path}: has {size:,} bytes, but the {count:,} sequences and {bounds:,} document "
+                            f"bounds that its header names take {expected:,}{hint}. "
+                            "Cure: copy it anew, or make the dataset again.")
         if count == 0:
             raise DataError(f"{path}: holds no sequence. Cure: make the dataset again from input that is not empty.")
         self.dtype = DTYPES[code]
@@ -268,17 +277,20 @@ class IndexedReader:
             expected = int(ends[-1])
         bounds = self.document_bounds
         if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != len(self.lengths) or (bounds[1:] < bounds[:-1]).any():
-            raise DataError(f"{path}: its document bounds, from byte {HEADER.size + 12 * len(self.lengths):,} on, do not rise from 0 "
-                            f"to {len(self.lengths):,} sequences. Cure: make the dataset again.")
+            start = HEADER.size + 12 * len(self.lengths)
+            raise DataError(f"{path}: its document bounds, from byte {start:,} on, do not rise from 0 to "
+                            f"{len(self.lengths):,} sequences. Cure: make the dataset again.")
 
 
 def _wrong(path: Path, what: str, entry: int, base: int, itemsize: int) -> None:
-    raise DataError(f"{path}: sequence {entry:,} has {what} (byte {base + entry * itemsize:,}). Cure: make the dataset again.")
+    raise DataError(f"{path}: sequence {entry:,} has {what} (byte {base + entry * itemsize:,}). "
+                    "Cure: make the dataset again.")
 
 
 def _size(path: Path) -> int:
     if not path.is_file():
-        raise DataError(f"{path}: is missing. Cure: check the prefix (a path without .bin or .idx), or make the dataset.")
+        raise DataError(f"{path}: is missing. "
+                        "Cure: check the prefix (a path without .bin or .idx), or make the dataset.")
     return path.stat().st_size
 
 

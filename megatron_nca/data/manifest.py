@@ -78,8 +78,8 @@ class Manifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise DataError(f"{path}: is missing, so the dataset {prefix} was never finished or was made by another tool. "
-                            "Cure: make it again.") from error
+            raise DataError(f"{path}: is missing, so the dataset {prefix} was never finished or was made by "
+                            "another tool. Cure: make it again.") from error
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -121,8 +121,8 @@ class Manifest:
         for ending, record in self.files.items():
             digest = files.sha256(part(prefix, ending))
             if digest != record.sha256:
-                raise DataError(f"{part(prefix, ending)}: its sha256 is {digest}, but its manifest says {record.sha256}. "
-                                "Cure: copy it anew, or make the dataset again.")
+                raise DataError(f"{part(prefix, ending)}: its sha256 is {digest}, but its manifest says "
+                                f"{record.sha256}. Cure: copy it anew, or make the dataset again.")
 
     def replace(self, **changes: object) -> "Manifest":
         """A copy with some fields changed."""

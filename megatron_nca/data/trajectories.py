@@ -28,7 +28,7 @@ class Trajectory:
         whole = self.frame_tokens > 0 and self.document_tokens % self.frame_tokens == 0
         if not whole or not 0 < self.sequence_length < self.document_tokens:
             raise DataError(f"trajectory: document_tokens = {self.document_tokens} must hold whole frames of "
-                            f"{self.frame_tokens} tokens and more than sequence_length = {self.sequence_length} tokens.")
+                            f"{self.frame_tokens} tokens and more than sequence_length = {self.sequence_length}.")
         if not 1 <= self.first_scored_token <= self.sequence_length:
             raise DataError(f"trajectory.first_scored_token = {self.first_scored_token}: must lie in "
                             f"1..{self.sequence_length}, or no target is scored.")

@@ -1,0 +1,30 @@
+"""How the programs of data_tools/ begin and end."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from megatron_nca.errors import MegatronNcaError
+
+
+def tool_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose --help shows the program's own docstring as it is written."""
+    return argparse.ArgumentParser(prog=prog, description=description,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def run_tool(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> int:
+    """Parse the command line, call `main` with it, and return the exit code.
+
+    0 when all is there, 2 with one message on stderr after a user's error, 130 when interrupted.
+    """
+    arguments = parser.parse_args()
+    try:
+        main(arguments)
+    except MegatronNcaError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    return 0
