@@ -1,0 +1,86 @@
+"""`megatron-nca train`: one phase of a recipe, on the ranks that the launcher started."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from megatron_nca.config.recipe import Recipe, load_recipe
+from megatron_nca.config.schema import suggest
+from megatron_nca.errors import ConfigError, MegatronNcaError, explain
+from megatron_nca.run_dir import RunFolder
+
+EXAMPLES = """examples:
+  one process
+    megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/demo
+  four ranks, as the phase's parallel settings ask for
+    torchrun --nproc-per-node 4 -m megatron_nca train launch/recipes/demo.yaml --phase text --arm nca --seed 0 --run-dir runs/demo
+  settings on the command line
+    megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/x phases.nca.parallel.tensor=1
+
+The phase starts from RUN/arms/ARM/seedN/PHASE/initial (see `megatron-nca convert transfer`) and resumes from its own
+newest whole checkpoint. `megatron-nca run` makes data and initial checkpoints and calls this in order.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("--phase", required=True, help="which phase of the recipe")
+    parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--arm", help="which arm (default: the first that runs this phase)")
+    parser.add_argument("--seed", type=int, help="which seed (default: the recipe's first)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY.KEY=VALUE", help="settings in place of the recipe's")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from megatron_nca.mcore import parallel
+
+    ranks = parallel.read_ranks()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        arm, seed = choose(recipe, arguments.phase, arguments.arm, arguments.seed)
+        parallel.check_world_size(recipe.phases[arguments.phase].parallel, ranks)
+    except MegatronNcaError:
+        if ranks.is_first:
+            raise
+        return 2  # every rank finds the same; one message is enough
+    from megatron_nca.train.loop import Job, train
+
+    job = Job(recipe=recipe, phase=arguments.phase, arm=arm, seed=seed, run=RunFolder(arguments.run_dir))
+    if ranks.is_first:
+        _log_to(job)
+    try:
+        train(job, ranks)
+    except MegatronNcaError:
+        if ranks.is_first:
+            raise
+        return 2
+    return 0
+
+
+def choose(recipe: Recipe, phase: str, arm: str | None, seed: int | None) -> tuple[str, int]:
+    """The arm whose folder holds the phase, and the seed. Raises ConfigError."""
+    if phase not in recipe.phases:
+        raise ConfigError(f"--phase = {phase!r}: not a phase of this recipe.{suggest(phase, list(recipe.phases))}")
+    having = {name: [step.phase for step in candidate.steps].index(phase) for name, candidate in recipe.arms.items()
+              if phase in [step.phase for step in candidate.steps]}
+    if arm is None and len({recipe.home_arm(name, position) for name, position in having.items()}) > 1:
+        raise ConfigError(explain("--arm", None, f"phase {phase!r} is trained separately in the arms {', '.join(having)}.", "say which one with --arm."))
+    if not having:
+        raise ConfigError(explain("--phase", phase, "no arm of this recipe runs it.", "add it to an arm's steps."))
+    arm = arm or next(iter(having))
+    if arm not in having:
+        raise ConfigError(f"--arm = {arm!r}: no arm of this recipe with phase {phase!r}.{suggest(arm, list(having))}")
+    seed = recipe.seeds[0] if seed is None else seed
+    if seed not in recipe.seeds:
+        raise ConfigError(explain("--seed", seed, f"the recipe's seeds are {list(recipe.seeds)}.", "choose one of them or add it."))
+    return recipe.home_arm(arm, having[arm]), seed
+
+
+def _log_to(job: object) -> None:
+    path = job.run.phase(job.arm, job.seed, job.phase).log
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("megatron_nca")
+    logger.setLevel(logging.INFO)
+    logger.handlers[:] = [logging.StreamHandler(sys.stderr), logging.FileHandler(path)]
+    logger.propagate = False

@@ -1,0 +1,156 @@
+"""Token files to batches: automata through our own Megatron dataset, text through Megatron's GPTDataset.
+
+An iteration's batch is a function of (seed, consumed sequences) alone, so a resume needs no loader state.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.blended_megatron_dataset_config import BlendedMegatronDatasetConfig
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.megatron_dataset import MegatronDataset
+from megatron.core.datasets.utils import Split
+
+from megatron_nca.data.indexed import IndexedReader
+from megatron_nca.data.manifest import Manifest
+from megatron_nca.errors import DataError, explain
+
+VALIDATION_SEED = 1234
+TEXT_BUCKETS = 8
+"""Buckets of the loss by position where the data has no frames."""
+
+
+class TrajectoryDataset(MegatronDataset):
+    """One document, one sequence: whole frames in, shifted targets out, the first frame unscored.
+
+    Training sequences come in a fresh order each epoch; validation sequences in file order.
+    """
+
+    def __len__(self) -> int:
+        return self.num_samples or len(self.indices)
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path: str, config: BlendedMegatronDatasetConfig) -> IndexedReader:
+        return IndexedReader(Path(dataset_path))
+
+    @staticmethod
+    def numel_low_level_dataset(low_level_dataset: IndexedReader) -> int:
+        return len(low_level_dataset)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        epoch, position = divmod(index, len(self.indices))
+        document = self.indices[self._order(epoch)[position]]
+        trajectory = self.config.trajectory
+        document = self.dataset[int(document)]
+        return {"tokens": trajectory.inputs(document), "labels": trajectory.targets(document),
+                "loss_mask": trajectory.loss_mask()}
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Order of the documents in `epoch`; only the latest is kept."""
+        if getattr(self, "_ordered_epoch", None) != epoch:
+            count = len(self.indices)
+            shuffled = self.index_split is Split.train
+            generator = np.random.Generator(np.random.Philox(key=[self.config.random_seed, epoch]))
+            self._ordered = generator.permutation(count) if shuffled else np.arange(count)
+            self._ordered_epoch = epoch
+        return self._ordered
+
+
+class Datasets:
+    """Training and validation sequences of one phase, and the batches of this data-parallel rank."""
+
+    def __init__(self, train_prefix: Path, validation_prefix: Path, sequence_length: int, seed: int,
+                 train_sequences: int, validation_sequences: int, cache: Path, vocab_size: int) -> None:
+        """`vocab_size` is the model's: data that holds other tokens is refused. Raises DataError."""
+        self.manifest = Manifest.load(train_prefix)
+        validation_manifest = Manifest.load(validation_prefix)
+        self.sequence_length = sequence_length
+        _check_matching(train_prefix, self.manifest, validation_prefix, validation_manifest)
+        _check_vocabulary(train_prefix, self.manifest, vocab_size)
+        _check_enough(validation_prefix, validation_manifest, sequence_length, validation_sequences)
+        self.train = _build(train_prefix, self.manifest, Split.train, train_sequences, sequence_length, seed, cache)
+        # A seed of its own keeps the validation sequences the same for all seeds and arms.
+        self.validation = _build(validation_prefix, validation_manifest, Split.valid, validation_sequences,
+                                 sequence_length, VALIDATION_SEED, cache)
+
+    @property
+    def bucket_tokens(self) -> int:
+        """Width of a bucket in tokens."""
+        trajectory = self.manifest.trajectory
+        return trajectory.frame_tokens if trajectory is not None else self.sequence_length // TEXT_BUCKETS
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """Bucket of each target position, (L,): the frame of automata, an eighth of a text sequence."""
+        if self.manifest.trajectory is not None:
+            return self.manifest.trajectory.frames()
+        return np.arange(self.sequence_length) * TEXT_BUCKETS // self.sequence_length
+
+    def train_batches(self, consumed: int, global_batch: int, micro_batch: int, device: torch.device) -> Iterator[dict]:
+        """Micro-batches of the iteration that starts at `consumed` sequences, this rank's share in order."""
+        return self._batches(self.train, consumed, global_batch, micro_batch, device)
+
+    def validation_batches(self, sequences: int, micro_batch: int, device: torch.device) -> Iterator[dict]:
+        """Micro-batches over the first `sequences` validation sequences, this rank's share in order."""
+        return self._batches(self.validation, 0, sequences, micro_batch, device)
+
+    def _batches(self, dataset: object, first: int, count: int, micro_batch: int, device: torch.device) -> Iterator[dict]:
+        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        for start in range(first + rank * micro_batch, first + count, micro_batch * size):
+            samples = [dataset[index] for index in range(start, start + micro_batch)]
+            yield {key: _stack(samples, key, device) for key in ("tokens", "labels", "loss_mask")}
+
+
+def _build(prefix: Path, manifest: Manifest, split: Split, sequences: int, sequence_length: int, seed: int,
+           cache: Path) -> MegatronDataset:
+    blends, sizes = [None, None, None], [None, None, None]
+    blends[split.value], sizes[split.value] = ([str(prefix)], None), sequences
+    # The key of Megatron's index cache leaves out the content of the data, so the content names the folder.
+    common = {"random_seed": seed, "sequence_length": sequence_length, "blend_per_split": blends,
+              "path_to_cache": str(cache / manifest.files["bin"].sha256[:16])}
+    if manifest.trajectory is not None:
+        kind, config = TrajectoryDataset, BlendedMegatronDatasetConfig(**common)
+        config.trajectory = manifest.trajectory
+    else:
+        kind = GPTDataset
+        config = GPTDatasetConfig(**common, reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False,
+                                  create_attention_mask=False, tokenizer=_tokenizer_facts(manifest))
+    return BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, config).build()[split.value]
+
+
+def _check_matching(train_prefix: Path, train: Manifest, validation_prefix: Path, validation: Manifest) -> None:
+    """Training and validation data must speak the same tokens in the same frames."""
+    for name in ("kind", "vocab_size", "num_tokens", "trajectory"):
+        ours, theirs = getattr(train, name), getattr(validation, name)
+        if ours != theirs:
+            raise DataError(f"{validation_prefix}: its {name} is {theirs!r}, but that of {train_prefix} is {ours!r}. "
+                            "Cure: make both with the same settings or tokenizer.")
+
+
+def _check_vocabulary(prefix: Path, manifest: Manifest, vocab_size: int) -> None:
+    """Raise DataError unless the data's vocabulary is the model's."""
+    if manifest.vocab_size != vocab_size:
+        raise DataError(explain("vocab_size", vocab_size, f"the model's vocabulary differs from the {manifest.vocab_size} of {prefix}.", "make the data again, or correct the recipe's dataset."))
+
+
+def _check_enough(prefix: Path, manifest: Manifest, sequence_length: int, sequences: int) -> None:
+    """Validation never repeats itself: Megatron would start a second epoch without a word."""
+    whole = manifest.documents if manifest.trajectory is not None else (manifest.tokens - 1) // sequence_length
+    if whole < sequences:
+        raise DataError(explain("validation_sequences", sequences, f"{prefix} holds only {whole} of them.", "lower it, or make a larger held-out set."))
+
+
+def _stack(samples: list[dict], key: str, device: torch.device) -> torch.Tensor:
+    dtype = np.float32 if key == "loss_mask" else np.int64
+    return torch.stack([torch.as_tensor(np.asarray(sample[key], dtype=dtype)) for sample in samples]).to(device)
+
+
+def _tokenizer_facts(manifest: Manifest) -> SimpleNamespace:
+    """What GPTDataset asks of a tokenizer. eod is only used to mask or reset at document ends, which we do not."""
+    identity = {"sha256": (manifest.origin or {}).get("tokenizer_sha256"), "vocab_size": manifest.vocab_size}
+    return SimpleNamespace(vocab_size=manifest.vocab_size, eod=manifest.vocab_size - 1, unique_identifiers=identity)

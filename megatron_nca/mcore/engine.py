@@ -1,0 +1,165 @@
+"""All that the training loop sees of Megatron: a model that takes steps, evaluates, saves and loads."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.recipe import Phase
+from megatron_nca.config.run_config import RunConfig
+from megatron_nca.mcore import parallel, patches
+from megatron_nca.mcore.parallel import Ranks, agree, check_world_size, read_ranks  # noqa: F401  (the loop's only door)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one iteration measured, equal on all ranks."""
+
+    loss: float
+    """Mean over the scored tokens of the global batch, nats."""
+    grad_norm: float
+    learning_rate: float
+    skipped: bool
+    """Whether the update was left out because a gradient was not finite (fp16 loss scaling)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    loss: float
+    loss_by_position: list[float | None]
+    """Mean loss of each bucket of target positions; None where no position is scored."""
+
+
+class Engine:
+    """One phase's model on this rank. Building it is collective; so is every method."""
+
+    def __init__(self, model: ModelConfig, phase: Phase, ranks: Ranks, seed: int) -> None:
+        self.model_config, self.phase, self.ranks, self.seed = model, phase, ranks, seed
+        self.device = parallel.initialise(phase.parallel, ranks)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="megatron")
+        self.adam = patches.install()
+        from megatron_nca.mcore import model as models
+        from megatron_nca.mcore import optim
+
+        parallel.seed_streams(seed, 0)
+        self.model = optim.wrap(models.build(model, phase.parallel, phase.precision, self.device))
+        self.optimizer = optim.build_optimizer(self.model, phase.optimizer, phase.precision)
+        self.schedule = optim.build_schedule(self.optimizer, phase)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Give Megatron's schedules what they ask of the configuration."""
+        from megatron.core.distributed import finalize_model_grads
+        from megatron.core.utils import get_model_config
+
+        config = get_model_config(self.model)
+        config.grad_scale_func = self.optimizer.scale_loss
+        config.finalize_model_grads_func = finalize_model_grads
+
+    def train_step(self, batches: Iterator[dict], iteration: int) -> StepResult:
+        """One optimizer step on the micro-batches of `batches`; `iteration` counts from 0."""
+        self.model.train()
+        parallel.seed_streams(self.seed, iteration)
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        micro_batches = self.phase.global_batch_size // (self.phase.micro_batch_size * self.phase.parallel.data)
+        sums = self._schedule(batches, micro_batches, self.phase.micro_batch_size, forward_only=False)
+        updated, grad_norm, _ = self.optimizer.step()
+        if updated:
+            self.schedule.step(increment=self.phase.global_batch_size)
+        loss_sum, tokens = self._reduce(torch.stack(sums).sum(0) if sums else None, 2)
+        return StepResult(loss=loss_sum / tokens, grad_norm=float(grad_norm or 0.0),
+                          learning_rate=self.learning_rate, skipped=not updated)
+
+    def evaluate(self, batches: Iterator[dict], sequences: int, buckets: np.ndarray) -> Evaluation:
+        """Mean loss over `sequences` validation sequences, in all and by bucket; buckets (L,) of target positions."""
+        self.model.eval()
+        micro_batches = sequences // (self.phase.micro_batch_size * self.phase.parallel.data)
+        with torch.no_grad():
+            sums = self._schedule(batches, micro_batches, self.phase.micro_batch_size, forward_only=True)
+        length = self.model_config.sequence_length
+        values = np.array(self._reduce(torch.stack(sums).sum(0) if sums else None, 2 + 2 * length))
+        losses = np.bincount(buckets, weights=values[2 : 2 + length])
+        counts = np.bincount(buckets, weights=values[2 + length :])
+        means = [float(loss / count) if count else None for loss, count in zip(losses, counts, strict=True)]
+        return Evaluation(loss=float(values[0] / values[1]), loss_by_position=means)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer.param_groups else math.nan
+
+    def _schedule(self, batches: Iterator[dict], micro_batches: int, micro_batch_size: int, forward_only: bool) -> list:
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        return get_forward_backward_func()(
+            forward_step_func=partial(_forward, by_position=forward_only), data_iterator=batches, model=[self.model],
+            num_microbatches=micro_batches, seq_length=self.model_config.sequence_length,
+            micro_batch_size=micro_batch_size, forward_only=forward_only)
+
+    def _reduce(self, values: torch.Tensor | None, size: int) -> list[float]:
+        """Sum over data-parallel ranks and hand the last pipeline stage's result to all."""
+        from megatron.core import parallel_state
+
+        if values is None:
+            values = torch.zeros(size, dtype=torch.float64, device=self.device)
+        if self.ranks.world_size > 1:
+            if parallel_state.get_data_parallel_world_size() > 1:
+                dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+            if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+                dist.broadcast(values, parallel_state.get_pipeline_model_parallel_last_rank(),
+                               group=parallel_state.get_pipeline_model_parallel_group())
+        return values.tolist()
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes on disk: weights, fp32 weights and two moments, of all ranks."""
+        numel = sum(parameter.numel() for parameter in self.model.parameters())
+        return numel * 16 * self.phase.parallel.tensor * self.phase.parallel.pipeline
+
+    def save(self, folder: Path) -> None:
+        from megatron_nca.mcore import sharded
+
+        sharded.save(folder, self.model, self.optimizer)
+
+    def load(self, folder: Path) -> RunConfig:
+        """Weights, and optimizer states if there are any; sets the schedule to the checkpoint's iteration."""
+        from megatron_nca.mcore import sharded
+
+        run_config = sharded.load(folder, self.model, self.optimizer, self.model_config)
+        self.schedule.num_steps = 0
+        self.schedule.step(increment=run_config.consumed_sequences)
+        return run_config
+
+    def close(self) -> None:
+        parallel.shut_down()
+
+
+def _forward(batches: Iterator[dict], model: torch.nn.Module, by_position: bool) -> tuple:
+    batch = next(batches)
+    losses = model(batch["tokens"], None, None, labels=batch["labels"])
+    return losses, partial(_loss, batch["loss_mask"], by_position=by_position)
+
+
+def _loss(loss_mask: torch.Tensor, losses: torch.Tensor, by_position: bool) -> tuple:
+    """Megatron's loss function: (sum of losses, scored tokens, what to log). Shapes (B, S)."""
+    masked = losses.float() * loss_mask
+    total, tokens = masked.sum(), loss_mask.sum()
+    logged = torch.stack([total.detach(), tokens]).double()
+    if by_position:
+        logged = torch.cat([logged, masked.double().sum(0), loss_mask.double().sum(0)])
+    return total, tokens.to(torch.int), logged
+
+
+def datasets(*args: object, **kwargs: object) -> object:
+    """Build `mcore.datasets.Datasets`; a process group must be there."""
+    from megatron_nca.mcore.datasets import Datasets
+
+    return Datasets(*args, **kwargs)

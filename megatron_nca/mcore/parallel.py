@@ -1,0 +1,104 @@
+"""Rank variables, process groups, the device and the random streams. No other module reads the environment of a launcher."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_nca.config.model import ParallelConfig
+from megatron_nca.errors import ConfigError, MegatronNcaError, explain
+from megatron_nca.mcore import cpu
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands. One process without a launcher is rank 0 of 1."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.world_size - 1
+
+
+def read_ranks() -> Ranks:
+    """From RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them."""
+    return Ranks(rank=int(os.environ.get("RANK", 0)), world_size=int(os.environ.get("WORLD_SIZE", 1)),
+                 local_rank=int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def check_world_size(parallel: ParallelConfig, ranks: Ranks) -> None:
+    """Raise ConfigError, on every rank alike, if the launcher started another number of ranks than the layout needs."""
+    if ranks.world_size != parallel.world_size:
+        raise ConfigError(explain(
+            "world size", ranks.world_size, f"the layout tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} needs {parallel.world_size} ranks.",
+            f"start with torchrun --nproc-per-node {parallel.world_size}, or change the phase's parallel settings."))
+
+
+def initialise(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
+    """Join the process group and build Megatron's groups. Returns this rank's device."""
+    cpu.install()
+    from megatron.core import parallel_state
+
+    use_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", ranks.local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        _join(ranks, "nccl" if use_cuda else "gloo")
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=parallel.tensor,
+                                             pipeline_model_parallel_size=parallel.pipeline)
+    return device
+
+
+def _join(ranks: Ranks, backend: str) -> None:
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=COLLECTIVE_TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+
+
+def shut_down() -> None:
+    """Leave all groups; safe to call when none was joined."""
+    if dist.is_initialized():
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def seed_streams(seed: int, iteration: int) -> None:
+    """Set all of Megatron's random streams to a function of (seed, iteration, model-parallel rank).
+
+    Called at the front of each iteration, so that dropout after a resume equals dropout without one and
+    no random state needs to be saved.
+    """
+    from megatron.core import tensor_parallel
+
+    combined = (seed * 1_000_003 + iteration) % (2**31 - 10_000)
+    torch.manual_seed(combined)
+    tensor_parallel.model_parallel_cuda_manual_seed(combined, force_reset_rng=True)
+
+
+def agree(error: MegatronNcaError | None) -> None:
+    """Collective: raise on every rank if any rank has an error, the lowest rank's, so that none is left waiting."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        if error is not None:
+            raise error
+        return
+    errors: list = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, None if error is None else (type(error), str(error)))
+    for rank, found in enumerate(errors):
+        if found is not None:
+            raise found[0](found[1] if rank == 0 else f"rank {rank}: {found[1]}")

@@ -1,0 +1,58 @@
+"""What Megatron-Core needs on any device, each with its reason. There is no other monkeypatch but `cpu.py`."""
+
+import importlib.util
+import warnings
+
+import torch
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW on torch's fused kernels with the state layout of Transformer Engine's and Apex's FusedAdam.
+
+    The step count is one number per parameter group. torch's own AdamW keeps a tensor per parameter, which
+    Megatron's DistributedOptimizer loses when it saves (0.16.1: `step` comes back as 0 from dp_reshardable and is a
+    KeyError from fully_reshardable).
+    """
+
+    def __init__(self, params: object, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, adam_w_mode: bool = True) -> None:
+        if not adam_w_mode:
+            raise ValueError("FusedAdam: only decoupled weight decay (adam_w_mode=True) is offered.")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            group["step"] = group.get("step", 0) + 1
+            if not parameters:
+                continue
+            for parameter in parameters:
+                state = self.state[parameter]
+                if "exp_avg" not in state:
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+            step = torch.tensor(float(group["step"]), device=parameters[0].device)
+            torch._fused_adamw_(
+                parameters, [parameter.grad for parameter in parameters],
+                [self.state[parameter]["exp_avg"] for parameter in parameters],
+                [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+                [], [step] * len(parameters),
+                lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
+                eps=group["eps"], amsgrad=False, maximize=False)
+
+
+def install() -> str:
+    """Apply the patches that this machine needs; returns the name of the Adam that Megatron will use."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Falling back to Torch optimizers.*")
+        from megatron.core import optimizer
+        from megatron.core.optimizer import distrib_optimizer
+    if importlib.util.find_spec("transformer_engine") or not optimizer.USING_PYTORCH_OPTIMIZER:
+        if optimizer.Adam is not FusedAdam:
+            return f"{optimizer.Adam.__module__}.{optimizer.Adam.__qualname__}"
+    optimizer.Adam = distrib_optimizer.Adam = FusedAdam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+    return "megatron_nca FusedAdam (torch._fused_adamw_)"

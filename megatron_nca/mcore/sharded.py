@@ -1,0 +1,89 @@
+"""Save and load of a running model with Megatron's dist_checkpointing; every call is collective.
+
+`torch_dist.py` reads and writes the same format without a model or a process group.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+
+from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.run_config import RunConfig, load_run_config
+from megatron_nca.errors import CheckpointError
+from megatron_nca.mcore.torch_dist import read_tensor_table
+
+LAYOUT_FREE = "fully_reshardable"
+"""The one optimizer format that loads at any layout; the others of 0.16.1 are tied to theirs."""
+
+
+def _metadata() -> dict:
+    return {"distrib_optim_sharding_type": LAYOUT_FREE, "distrib_optim_fully_reshardable_mem_efficient": False,
+            "singleton_local_shards": False, "chained_optim_avoid_prefix": True,
+            "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+
+
+def save(folder: Path, model: torch.nn.Module, optimizer: object) -> None:
+    """Write tensors of model and optimizer into the existing `folder`."""
+    metadata = _metadata()
+    state = {"model": model.module.sharded_state_dict(metadata=metadata)}
+    state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=metadata)
+    content = {key: value for key, value in metadata.items() if key != "dp_cp_group"}
+    dist_checkpointing.save(state, str(folder), ("torch_dist", 1), content_metadata=content)
+
+
+def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: ModelConfig) -> RunConfig:
+    """Load the weights of a checkpoint and, if it holds them, the optimizer's states; at any layout.
+
+    Raises CheckpointError for a checkpoint of another shape: Megatron itself would fill a larger vocabulary with
+    zeros and cut a smaller one without a word.
+    """
+    run_config = load_run_config(folder)
+    check_shape(folder, run_config.model, expected)
+    metadata = _metadata()
+    state = {"model": model.module.sharded_state_dict(metadata=metadata)}
+    if run_config.optimizer:
+        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=metadata)
+    _check_tensors(folder, state)
+    try:
+        state = dist_checkpointing.load(state, str(folder), strict="raise_unexpected" if run_config.optimizer else "assume_ok_unexpected")
+    except BaseException as error:  # torch's CheckpointException is not an Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise CheckpointError(f"{folder}: cannot be loaded ({type(error).__name__}: {str(error)[:500]}). Cure: use an older checkpoint of the series.") from error
+    with torch.no_grad():  # an fp32 optimizer copies into leaves in place
+        model.module.load_state_dict(state["model"], strict=True)
+        if run_config.optimizer:
+            optimizer.load_state_dict(state["optimizer"])
+        else:
+            optimizer.reload_model_params()
+    return run_config
+
+
+def check_shape(folder: Path, found: ModelConfig, expected: ModelConfig) -> None:
+    """Raise CheckpointError naming every setting in which the checkpoint's model differs from the one expected."""
+    shaping = ("num_layers", "hidden_size", "num_heads", "query_groups", "ffn_hidden_size", "vocab_size", "rope_base", "norm_epsilon")
+    different = [f"{name} is {getattr(found, name)}, expected {getattr(expected, name)}"
+                 for name in shaping if getattr(found, name) != getattr(expected, name)]
+    if different:
+        raise CheckpointError(f"{folder}: holds another model: {'; '.join(different)}. "
+                              "Cure: make the phase's initial checkpoint with `megatron-nca convert transfer`.")
+
+
+def _check_tensors(folder: Path, state: dict) -> None:
+    """The file's own table of tensors, read without unpickling code, must agree with the model's."""
+    table = read_tensor_table(folder)
+    for name, tensor in state["model"].items():
+        if not hasattr(tensor, "global_shape"):
+            continue
+        shape = tuple(tensor.global_shape)
+        found = tuple(table[tensor.key][0]) if tensor.key in table else None
+        if found != shape:
+            raise CheckpointError(f"{folder}: tensor {tensor.key} has shape {found}, expected {shape} (for {name}). "
+                                  "Cure: make the checkpoint with `megatron-nca convert transfer`.")
+
+
+def barrier() -> None:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

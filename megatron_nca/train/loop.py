@@ -1,0 +1,135 @@
+"""The training loop of any phase: nothing here knows whether the tokens are automata or text."""
+
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+from megatron_nca import files
+from megatron_nca.config.recipe import Recipe
+from megatron_nca.config.run_config import RunConfig
+from megatron_nca.errors import LaunchError, MegatronNcaError
+from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets
+from megatron_nca.run_dir import RunFolder
+from megatron_nca.train import checkpoints
+from megatron_nca.train.metrics import Metrics
+
+logger = logging.getLogger("megatron_nca.train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One phase of one arm at one seed."""
+
+    recipe: Recipe
+    phase: str
+    arm: str
+    seed: int
+    run: RunFolder
+
+
+def train(job: Job, ranks: Ranks) -> None:
+    """Train the phase from where it stands to its last iteration, and write its done record.
+
+    Raises MegatronNcaError, the same on all ranks.
+    """
+    phase, model = job.recipe.phases[job.phase], job.recipe.model_config(job.phase)
+    folder = job.run.phase(job.arm, job.seed, job.phase)
+    engine = Engine(model, phase, ranks, job.seed)
+    try:
+        data = _open_data(job)
+        start = _agreed(lambda: checkpoints.starting_point(folder))
+        loaded = _agreed(lambda: engine.load(start))
+        data_sha256 = data.manifest.files["bin"].sha256
+        resumed = start != folder.initial
+        if resumed:
+            checkpoints.check_same_data(loaded, start, data_sha256)
+        run_config = RunConfig(model=model, recipe=job.recipe.name, phase=job.phase, arm=job.arm, seed=job.seed,
+                               data_sha256=data_sha256, iteration=loaded.iteration if resumed else 0,
+                               consumed_sequences=loaded.consumed_sequences if resumed else 0)
+        if ranks.is_first:
+            logger.info("phase %s, arm %s, seed %d: %s at iteration %d, on %s, %s", job.phase, job.arm, job.seed,
+                        "resumed" if resumed else "started", run_config.iteration, engine.device, engine.adam)
+        metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, model.sequence_length)
+        try:
+            _loop(job, engine, data, metrics, run_config)
+        finally:
+            metrics.close()
+    finally:
+        engine.close()
+
+
+def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: RunConfig) -> None:
+    phase = job.recipe.phases[job.phase]
+    folder = job.run.phase(job.arm, job.seed, job.phase)
+    iteration, consumed = run_config.iteration, run_config.consumed_sequences
+    last_validation = math.nan
+
+    def validate() -> float:
+        batches = data.validation_batches(phase.validation_sequences, phase.micro_batch_size, engine.device)
+        result = engine.evaluate(batches, phase.validation_sequences, data.buckets)
+        metrics.validation(iteration, consumed, result.loss, result.loss_by_position, data.bucket_tokens)
+        return result.loss
+
+    # The first thing measured is the model as the converter left it.
+    if iteration == 0:
+        last_validation = validate()
+
+    while iteration < phase.iterations:
+        started = time.perf_counter()
+        # --------------------------------- one step ---------------------------------
+        batches = data.train_batches(consumed, phase.global_batch_size, phase.micro_batch_size, engine.device)
+        learning_rate = engine.learning_rate
+        result = engine.train_step(batches, iteration)
+        # -----------------------------------------------------------------------------
+        iteration, consumed = iteration + 1, consumed + phase.global_batch_size
+        metrics.train(iteration, consumed, result.loss, learning_rate, result.grad_norm, result.skipped,
+                      time.perf_counter() - started, phase.global_batch_size)
+        if not math.isfinite(result.loss):
+            raise LaunchError(f"lm loss = {result.loss} at iteration {iteration} of phase {job.phase}: training has diverged. "
+                              "Cure: lower optimizer.lr, or set optimizer.clip_grad.")
+        is_last = iteration == phase.iterations
+        if is_last or iteration % phase.validation_interval == 0:
+            last_validation = validate()
+        if is_last or iteration % phase.save_interval == 0:
+            run_config = checkpoints.at_iteration(run_config, iteration, consumed)
+            path = checkpoints.save(engine, folder.checkpoints, run_config, phase.keep_checkpoints)
+
+    if run_config.iteration == phase.iterations and math.isnan(last_validation):
+        last_validation = validate()
+    path = folder.checkpoints.iteration(iteration)
+    agree(_write_done(engine, folder, path.name, iteration, consumed, last_validation))
+
+
+def _write_done(engine: Engine, folder: object, checkpoint: str, iteration: int, consumed: int, loss: float) -> MegatronNcaError | None:
+    if not engine.ranks.is_first:
+        return None
+    values = {"iterations": iteration, "checkpoint": f"checkpoints/{checkpoint}",
+              "consumed tokens": consumed * engine.model_config.sequence_length, "lm loss validation": loss}
+    try:
+        files.write_text(folder.done, json.dumps(values, indent=2) + "\n")
+    except MegatronNcaError as error:
+        return error
+    return None
+
+
+def _open_data(job: Job) -> object:
+    """The phase's datasets; a bad file on any rank ends all ranks with one message."""
+    phase = job.recipe.phases[job.phase]
+    dataset, folder = job.recipe.datasets[phase.dataset], job.run.dataset(phase.dataset)
+    return _agreed(lambda: datasets(
+        folder.prefix("train", dataset), folder.prefix("validation", dataset), job.recipe.model.sequence_length,
+        job.seed, phase.iterations * phase.global_batch_size, phase.validation_sequences, folder.path / "index_cache",
+        job.recipe.model_config(job.phase).vocab_size))
+
+
+def _agreed(action: object) -> object:
+    """Collective: the result of `action`, or the first rank's error on all ranks."""
+    result, error = None, None
+    try:
+        result = action()
+    except MegatronNcaError as failure:
+        error = failure
+    agree(error)
+    return result

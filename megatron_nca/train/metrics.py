@@ -1,0 +1,111 @@
+"""What a run measured: JSON lines always, TensorBoard where it is installed, a bar on a terminal, else Megatron's log line."""
+
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+from megatron_nca.run_dir import PhaseFolder
+
+logger = logging.getLogger("megatron_nca.train")
+
+
+class Metrics:
+    """Writes on the first rank; on the others every method does nothing."""
+
+    def __init__(self, folder: PhaseFolder, writes: bool, iterations: int, resumed_at: int, sequence_length: int) -> None:
+        self.writes, self.iterations, self.sequence_length = writes, iterations, sequence_length
+        self._bar = self._board = self._file = None
+        if not writes:
+            return
+        forget_after(folder.metrics, resumed_at)
+        self._file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+        self._board = _tensorboard(folder.tensorboard, resumed_at)
+        self._bar = _progress_bar(iterations, resumed_at)
+
+    def train(self, iteration: int, consumed: int, loss: float, learning_rate: float, grad_norm: float, skipped: bool,
+              seconds: float, batch: int) -> None:
+        """One optimizer step; `seconds` of wall time, `consumed` and `batch` in sequences."""
+        if not self.writes:
+            return
+        rate = batch * self.sequence_length / seconds
+        self._write({"type": "train", "iteration": iteration, "consumed tokens": consumed * self.sequence_length,
+                     "lm loss": loss, "learning-rate": learning_rate, "grad-norm": grad_norm,
+                     "iteration-time": seconds, "tokens-per-second": rate, "skipped": skipped})
+        self._scalars(iteration, {"lm loss": loss, "learning-rate": learning_rate, "grad-norm": grad_norm,
+                                  "iteration-time": seconds, "batch-size": batch})
+        if self._bar is not None:
+            self._bar.update(1)
+            self._bar.set_postfix_str(f"lm loss {loss:.4f}, {rate:,.0f} tokens/s")
+        elif iteration % 10 == 0 or iteration == self.iterations:
+            logger.info(
+                " [%s] iteration %8d/%8d | consumed samples: %12d | elapsed time per iteration (ms): %.1f | learning rate: %.6E | "
+                "global batch size: %5d | lm loss: %.6E | grad norm: %.3f | number of skipped iterations: %3d |",
+                time.strftime("%Y-%m-%d %H:%M:%S"), iteration, self.iterations, consumed, seconds * 1000, learning_rate,
+                batch, loss, grad_norm, int(skipped))
+
+    def validation(self, iteration: int, consumed: int, loss: float, loss_by_position: list, buckets: int) -> None:
+        """One validation; `loss_by_position` by bucket of target positions."""
+        if not self.writes:
+            return
+        perplexity = math.exp(min(loss, 700.0))
+        self._write({"type": "validation", "iteration": iteration, "consumed tokens": consumed * self.sequence_length,
+                     "lm loss validation": loss, "lm loss validation ppl": perplexity,
+                     "loss by position": loss_by_position, "bucket tokens": buckets})
+        self._scalars(iteration, {"lm loss validation": loss, "lm loss validation ppl": perplexity})
+        text = f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity:.6E} |"
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            logger.info("%s", text)
+
+    def close(self) -> None:
+        for part in (self._file, self._board, self._bar):
+            if part is not None:
+                part.close()
+
+    def _write(self, values: dict) -> None:
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+
+    def _scalars(self, iteration: int, values: dict) -> None:
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(key, value, iteration)
+
+
+def forget_after(path: Path, iteration: int) -> None:
+    """Drop lines of iterations after `iteration`, which a resume will measure again, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if values["iteration"] <= iteration:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def _tensorboard(folder: Path, resumed_at: int) -> object:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info("TensorBoard is not installed (extra `log`): metrics.jsonl only.")
+        return None
+    return SummaryWriter(str(folder), purge_step=resumed_at + 1 if resumed_at else None)
+
+
+def _progress_bar(iterations: int, resumed_at: int) -> object:
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=iterations, initial=resumed_at, unit="it", dynamic_ncols=True)
