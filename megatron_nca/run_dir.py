@@ -2,6 +2,7 @@
 
     RUN/recipe.yaml                 the resolved recipe
     RUN/source.txt                  commit and difference of the code
+    RUN/.lock                       held by the one `megatron-nca run` at work here
     RUN/data/<dataset>/train.{bin,idx,json}, validation.{bin,idx,json}           (source: nca)
     RUN/data/<dataset>/{train,validation}.jsonl, tokenizer.{model,vocab},
         {train,validation}_text_document.{bin,idx,json}                          (source: corpus)
@@ -93,6 +94,10 @@ class RunFolder:
     @property
     def source(self) -> Path:
         return self.path / "source.txt"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def report(self) -> Path:

@@ -1,0 +1,1 @@
+"""Run folders in; Markdown, CSV and curves out."""

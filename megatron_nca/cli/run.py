@@ -1,0 +1,242 @@
+"""`megatron-nca run`: walk a recipe's plan here, skipping what is whole."""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_nca import __version__, plan
+from megatron_nca.config.recipe import Recipe, load_recipe
+from megatron_nca.errors import ConfigError, LaunchError
+from megatron_nca.files import write_text
+from megatron_nca.plan import Step
+from megatron_nca.run_dir import RunFolder
+
+EXAMPLES = """examples:
+  megatron-nca run launch/recipes/demo.yaml --run-dir runs/demo
+  megatron-nca run launch/recipes/demo.yaml --run-dir runs/short phases.text.iterations=50 seeds='[0, 1]'
+  megatron-nca run launch/recipes/released_openwebtext.yaml --run-dir runs/owt --dry-run
+
+A run that was stopped goes on with the same command. A phase alone, on machines of your choice: launch/local.sh."""
+
+GRACE_SECONDS = 60
+"""Time that a stopped child has to write its checkpoint before it is killed."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="YAML file, such as launch/recipes/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder of everything that the run writes")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and totals; write nothing")
+    _accept_overrides_anywhere(parser)
+
+
+def _accept_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
+    """Take `a.b=value` after options too: argparse itself ends `nargs="*"` at the first option."""
+    parse = parser.parse_known_args
+
+    def parse_known_args(*positional, **named):
+        arguments, rest = parse(*positional, **named)
+        late = [word for word in rest if "=" in word and not word.startswith("-")]
+        arguments.overrides += late
+        return arguments, [word for word in rest if word not in late]
+
+    parser.parse_known_args = parse_known_args
+
+
+def run(arguments: argparse.Namespace) -> int:
+    recipe = plan.resolve_paths(load_recipe(arguments.recipe, arguments.overrides))
+    run_folder = RunFolder(arguments.run_dir)
+    plan.check_frozen(recipe, run_folder)
+    steps = plan.steps(recipe, run_folder)
+    if arguments.dry_run:
+        print("\n".join([*describe(steps), *totals(recipe)]))
+        return 0
+    for warning in plan.check(recipe):
+        print(f"warning: {warning}", flush=True)
+    with locked(run_folder) as lock:
+        plan.freeze(recipe, run_folder)
+        record_source(run_folder)
+        plan.link_shared_phases(recipe, run_folder)
+        return walk(steps, lock)
+
+
+def describe(steps: tuple[Step, ...]) -> list[str]:
+    """Numbered commands, quoted for a shell, each with whether it is done."""
+    lines = []
+    for number, step in enumerate(steps, 1):
+        lines.append(f"[{number}/{len(steps)}] {step.name} ({'done' if step.whole else 'to do'})")
+        lines.append(f"    {shlex.join(step.command)}")
+    return lines
+
+
+def totals(recipe: Recipe) -> list[str]:
+    """Tokens, parameters and disk of a recipe, in words."""
+    lines = ["", "totals:"]
+    for name in recipe.phases:
+        body, total = plan.count_parameters(recipe.model_config(name))
+        ranks = recipe.phases[name].parallel.world_size
+        tokens = plan.phase_tokens(recipe, name)
+        shape = f"{total:,} parameters, {body:,} of them in the layers"
+        lines.append(f"  phase {name}: {tokens:,} tokens, {shape}, {ranks} process{'es' if ranks > 1 else ''}")
+    data, checkpoints = plan.estimate_bytes(recipe)
+    lines.append(f"  disk: about {data / 1e9:.2f} GB of automata and up to {checkpoints / 1e9:.2f} GB of checkpoints")
+    return lines
+
+
+@contextlib.contextmanager
+def locked(run_folder: RunFolder) -> Iterator[int]:
+    """Hold the run folder's lock; the children inherit it, so it outlives a walker that is killed."""
+    run_folder.path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_folder.lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--run-dir = {str(run_folder.path)!r}: another `megatron-nca run`, or a step it started, is at work "
+                "there. Cure: wait for it, stop it, or choose another folder."
+            ) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def record_source(run_folder: RunFolder) -> None:
+    """Keep which code ran in source.txt; code that changed between two walks is added and named."""
+    root = Path(plan.__file__).resolve().parent.parent
+    state = f"megatron_nca {__version__}\n"
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        state += "not a git checkout\n"
+    else:
+        state += f"commit {commit}{_git(root, 'status', '--porcelain') or ''}{_git(root, 'diff', 'HEAD') or ''}"
+    before = run_folder.source.read_text(encoding="utf-8") if run_folder.source.exists() else ""
+    if before.endswith(state):
+        return
+    if before:
+        print(f"warning: the code has changed since this run began; see the end of {run_folder.source}", flush=True)
+        before += "\n==== walked again, with other code ====\n"
+    write_text(run_folder.source, before + state)
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.decode("utf-8", errors="replace")
+
+
+def walk(steps: tuple[Step, ...], lock: int) -> int:
+    """Run the steps that are not whole, in order. Returns 0, or 128 + N after signal N.
+
+    Raises LaunchError when a step fails, or ends well without its done-record.
+    """
+    begin = time.monotonic()
+    for number, step in enumerate(steps, 1):
+        head = f"[{number}/{len(steps)}] {step.name}"
+        if step.whole:
+            print(f"{head} (already done)", flush=True)
+            continue
+        print(f"{head}\n    {shlex.join(step.command)}", flush=True)
+        start = time.monotonic()
+        status, stopped_by = _run_child(step, lock)
+        if stopped_by:
+            name = signal.Signals(stopped_by).name
+            print(f"{head}: stopped by {name}; the same command goes on from here", flush=True)
+            return 128 + stopped_by
+        if status:
+            raise LaunchError(_failure(step, f"ended with {_in_words(status)}"))
+        if not step.whole:
+            raise LaunchError(_failure(step, f"ended with exit code 0 but left no whole {step.done}"))
+        print(f"{head}: done in {_duration(time.monotonic() - start)}", flush=True)
+    print(f"all {len(steps)} steps are done ({_duration(time.monotonic() - begin)})", flush=True)
+    return 0
+
+
+def _run_child(step: Step, lock: int) -> tuple[int, int]:
+    """Run one command on this terminal. Returns its status and the signal this process was stopped by, or 0.
+
+    The child leads a process group of its own, so that a signal reaches it once, whether it was typed at the
+    terminal or sent to this process, and so that nothing of the group is left behind.
+    """
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, plan.cores() // step.world_size)))
+    received: list[int] = []
+
+    def forward(number: int, _frame: object) -> None:
+        # A second signal means "now": the first one let the child write its checkpoint.
+        _signal_group(child, signal.SIGKILL if received else number)
+        received.append(number)
+
+    # Until the handlers stand, a signal waits: it must not fall between the child's start and its being known.
+    wanted = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    before = {}
+    try:
+        child = _start(step, environment, lock)
+        before = {number: signal.signal(number, forward) for number in wanted}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+        return _wait(child, received), received[0] if received else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+
+
+def _start(step: Step, environment: dict[str, str], lock: int) -> subprocess.Popen:
+    def unblock() -> None:  # a child inherits the mask
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+
+    try:
+        return subprocess.Popen(
+            step.command, env=environment, start_new_session=True, pass_fds=(lock,), preexec_fn=unblock
+        )
+    except OSError as error:
+        raise LaunchError(_failure(step, f"could not be started ({error.strerror})")) from error
+
+
+def _wait(child: subprocess.Popen, received: list[int]) -> int:
+    deadline = None
+    while True:
+        try:
+            return child.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            if received and deadline is None:
+                deadline = time.monotonic() + GRACE_SECONDS
+            if deadline is not None and time.monotonic() > deadline:
+                _signal_group(child, signal.SIGKILL)
+        finally:
+            if child.returncode is not None:
+                _signal_group(child, signal.SIGKILL)  # whatever a dead launcher left behind
+
+
+def _signal_group(child: subprocess.Popen, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
+
+
+def _failure(step: Step, what: str) -> str:
+    log = f" Its log: {step.log}." if step.log else ""
+    return f"step '{step.name}' {what}.{log} Cure: mend what it says above, then run the same command again."
+
+
+def _in_words(status: int) -> str:
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)} min {rest:.0f} s" if minutes else f"{rest:.1f} s"

@@ -1,0 +1,285 @@
+"""A recipe as an ordered list of command lines; only this file knows the order of the verbs.
+
+A step is whole when the file it writes last is there. Walking the list (`cli/run.py`) skips what is whole, so a plan
+that is walked again goes on where it stopped.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import megatron_nca
+from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.recipe import ArmStep, Dataset, Phase, Recipe, load_recipe
+from megatron_nca.config.schema import to_dict, to_yaml
+from megatron_nca.errors import ConfigError, DataError, explain
+from megatron_nca.files import write_text
+from megatron_nca.run_dir import RunFolder
+
+PARTS = ("train", "validation")
+PYTHON_STDLIB = "python-stdlib"
+DATA_TOOLS = Path(megatron_nca.__file__).resolve().parent.parent / "data_tools"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a plan."""
+
+    name: str
+    command: tuple[str, ...]
+    done: Path
+    """The file that the command writes last."""
+    log: Path | None = None
+    """Where the command keeps its own log, for messages."""
+    world_size: int = 1
+    """Processes that the command starts at the same time."""
+    after: tuple[Path, ...] = ()
+    """Files that `done` must be at least as new as; the report is made again when a run has gone on."""
+    dataset: bool = False
+    """Whether `done` is the manifest of a dataset, which states the sizes of the files beside it."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to do."""
+        if not self.done.is_file():
+            return False
+        made = self.done.stat().st_mtime_ns
+        if any(path.exists() and path.stat().st_mtime_ns > made for path in self.after):
+            return False
+        return not self.dataset or _sizes_agree(self.done)
+
+
+def _sizes_agree(manifest: Path) -> bool:
+    """Whether the .bin and .idx beside a dataset's manifest have the sizes it states."""
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        return all(manifest.with_suffix(f".{end}").stat().st_size == files[end]["bytes"] for end in ("bin", "idx"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def steps(recipe: Recipe, run_folder: RunFolder) -> tuple[Step, ...]:
+    """All steps of `recipe` in an order in which each finds what it needs.
+
+    Datasets first, then for each seed and arm its phases: the initial checkpoint, then training. A chain of phases
+    that several arms begin with is run once, in the first of them. Raises ConfigError if `data_tools/` is not there.
+    """
+    result = [step for name in recipe.datasets for step in _dataset_steps(recipe, run_folder, name)]
+    for seed in recipe.seeds:
+        for arm in recipe.arms:
+            result += _arm_steps(recipe, run_folder, arm, seed)
+    trained = tuple(step.done for step in result if step.name.endswith(": train"))
+    command = _verb("report", run_folder.path)
+    return (*result, Step("report", command, run_folder.report / "report.md", after=trained))
+
+
+def _verb(*words: object) -> tuple[str, ...]:
+    return (sys.executable, "-m", "megatron_nca", *map(str, words))
+
+
+def _tool(script: str, *words: object) -> tuple[str, ...]:
+    path = DATA_TOOLS / script
+    if not path.is_file():
+        cure = "install the package editable from a clone of the repository (pip install -e .)."
+        raise ConfigError(explain("data_tools", str(path), "a corpus needs this program, and it is not there.", cure))
+    return (sys.executable, str(path), *map(str, words))
+
+
+def _dataset_steps(recipe: Recipe, run_folder: RunFolder, name: str) -> list[Step]:
+    dataset = recipe.datasets[name]
+    if dataset.source == "corpus":
+        return _corpus_steps(dataset, run_folder, name)
+    if dataset.source == "indexed":
+        return []
+    folder = run_folder.dataset(name)
+    result = []
+    for part in PARTS:
+        flags = ["--recipe", run_folder.recipe, "--dataset", name, "--part", part, "--run-dir", run_folder.path]
+        done = _manifest(folder.prefix(part, dataset))
+        result.append(Step(f"data {name} {part}: generate", _verb("generate", *flags), done, dataset=True))
+    return result
+
+
+def _corpus_steps(dataset: Dataset, run_folder: RunFolder, name: str) -> list[Step]:
+    folder = run_folder.dataset(name)
+    split = ["--output-dir", folder.path, "--held-out-share", dataset.held_out_share]
+    if dataset.input != PYTHON_STDLIB:
+        split = ["--input", dataset.input, *split]
+    train, validation = (folder.jsonl(part) for part in PARTS)
+    model = folder.tokenizer
+    tokenizer = ["--input", train, "--model-prefix", model.with_suffix(""), "--vocab-size", dataset.vocab_size]
+    result = [
+        Step(f"data {name}: collect", _tool("stdlib_corpus.py", *split), validation),
+        Step(f"data {name}: tokenizer", _tool("train_tokenizer.py", *tokenizer), model),
+    ]
+    for part in PARTS:
+        flags = ["--input", folder.jsonl(part), "--output-prefix", folder.path / part]
+        flags += ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", model]
+        flags += ["--append-eod", "--workers", cores()]
+        done = _manifest(folder.prefix(part, dataset))
+        command = _tool("preprocess_corpus.py", *flags)
+        result.append(Step(f"data {name} {part}: preprocess", command, done, dataset=True))
+    return result
+
+
+def _manifest(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".json")
+
+
+def _arm_steps(recipe: Recipe, run_folder: RunFolder, arm: str, seed: int) -> list[Step]:
+    result = []
+    for position, step in enumerate(recipe.arms[arm].steps):
+        if recipe.home_arm(arm, position) != arm:
+            continue
+        name = f"{step.phase} {arm} seed{seed}"
+        folder = run_folder.phase(arm, seed, step.phase)
+        words = ["--to", folder.initial, "--recipe", run_folder.recipe, "--phase", step.phase, "--seed", seed]
+        words = [*_carry(recipe, run_folder, arm, seed, position), *words]
+        transfer = _verb("convert", "transfer", *words)
+        result.append(Step(f"{name}: convert transfer", transfer, folder.initial / "account.json"))
+        command, world_size = _train(recipe.phases[step.phase], step, run_folder, arm, seed)
+        result.append(Step(f"{name}: train", command, folder.done, folder.log, world_size))
+    return result
+
+
+def _carry(recipe: Recipe, run_folder: RunFolder, arm: str, seed: int, position: int) -> list[object]:
+    """The flags that name what a phase takes over from the one before it; none for a start from scratch."""
+    start = recipe.arms[arm].steps[position].start
+    if not start.carry:
+        return []
+    previous = recipe.arms[arm].steps[position - 1].phase
+    source = run_folder.phase(recipe.home_arm(arm, position - 1), seed, previous)
+    flags = ["--from", source.checkpoints.path, "--carry", *start.carry]
+    return [*flags, "--layers", *start.layers] if start.layers else flags
+
+
+def _train(phase: Phase, step: ArmStep, run_folder: RunFolder, arm: str, seed: int) -> tuple[tuple[str, ...], int]:
+    world_size = phase.parallel.world_size
+    words = ["train", run_folder.recipe, "--phase", step.phase, "--arm", arm, "--seed", seed]
+    command = _verb(*words, "--run-dir", run_folder.path)
+    if world_size == 1:
+        return command, 1
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size))
+    return (sys.executable, *torchrun, *command[1:]), world_size
+
+
+def link_shared_phases(recipe: Recipe, run_folder: RunFolder) -> None:
+    """Give each arm that shares a phase a relative link to the folder of the arm that runs it."""
+    for arm, chain in recipe.arms.items():
+        for position, step in enumerate(chain.steps):
+            home = recipe.home_arm(arm, position)
+            for seed in recipe.seeds if home != arm else ():
+                link = run_folder.phase(arm, seed, step.phase).path
+                target = os.path.relpath(run_folder.phase(home, seed, step.phase).path, link.parent)
+                if link.is_symlink() and os.readlink(link) == target:
+                    continue
+                if link.exists() or link.is_symlink():
+                    raise DataError(
+                        f"{link}: should be a link to {target}, but something else is there. Cure: move it."
+                    )
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
+
+
+def resolve_paths(recipe: Recipe) -> Recipe:
+    """The recipe with the data paths made absolute, so that a frozen copy means the same from every folder."""
+    datasets = {}
+    for name, dataset in recipe.datasets.items():
+        paths = {key: getattr(dataset, key) for key in ("input", "train_prefix", "validation_prefix")}
+        changes = {key: os.path.abspath(path) for key, path in paths.items() if path and path != PYTHON_STDLIB}
+        datasets[name] = dataclasses.replace(dataset, **changes)
+    return dataclasses.replace(recipe, datasets=datasets)
+
+
+def freeze(recipe: Recipe, run_folder: RunFolder) -> None:
+    """Write `recipe` into the run folder. Raises ConfigError if another one is there, naming what differs."""
+    if run_folder.recipe.exists():
+        check_frozen(recipe, run_folder)
+    else:
+        write_text(run_folder.recipe, to_yaml(recipe))
+
+
+def check_frozen(recipe: Recipe, run_folder: RunFolder) -> None:
+    """Raise ConfigError if the run folder was begun with another recipe."""
+    if not run_folder.recipe.exists():
+        return
+    there, here = _flatten(to_dict(load_recipe(run_folder.recipe))), _flatten(to_dict(recipe))
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if keys:
+        lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in keys[:10]]
+        more = [f"  and {len(keys) - 10} more"] if len(keys) > 10 else []
+        raise ConfigError(
+            "\n".join([f"{run_folder.recipe}: this run folder was begun with other settings.", *lines, *more])
+            + f"\nCure: choose another --run-dir, or go on with the old settings: run {run_folder.recipe}."
+        )
+
+
+def _flatten(values: object, where: str = "") -> dict[str, object]:
+    if not isinstance(values, dict):
+        return {where: values}
+    nested = [_flatten(value, f"{where}.{key}" if where else str(key)) for key, value in values.items()]
+    return {key: value for part in nested for key, value in part.items()}
+
+
+def check(recipe: Recipe) -> list[str]:
+    """Raise DataError if data that the recipe only reads are absent; return warnings about this machine."""
+    for name, dataset in recipe.datasets.items():
+        wanted = []
+        if dataset.source == "indexed":
+            prefixes = {"train_prefix": dataset.train_prefix, "validation_prefix": dataset.validation_prefix}
+            wanted = [(key, f"{prefix}{end}") for key, prefix in prefixes.items() for end in (".bin", ".idx")]
+        elif dataset.source == "corpus" and dataset.input != PYTHON_STDLIB:
+            wanted = [("input", dataset.input)]
+        for key, path in wanted:
+            if not Path(path).is_file():
+                cure = f"make it with data_tools/, or point datasets.{name}.{key} at yours."
+                raise DataError(explain(f"datasets.{name}.{key}", path, "this file does not exist.", cure))
+    return [
+        f"phases.{name} starts {phase.parallel.world_size} processes on {cores()} cores; it will be slow without GPUs."
+        for name, phase in recipe.phases.items()
+        if phase.parallel.world_size > cores()
+    ]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_parameters(model: ModelConfig) -> tuple[int, int]:
+    """Parameters inside the layers with the final norm, and all with the padded embedding and head."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    qkv = hidden + 2 * model.query_groups * model.head_size
+    layer = hidden * qkv + hidden * hidden + 3 * hidden * ffn + 2 * hidden
+    body = model.num_layers * layer + hidden
+    return body, body + 2 * model.padded_vocab_size * hidden
+
+
+def phase_tokens(recipe: Recipe, name: str) -> int:
+    """Training tokens of a phase; a sequence counts as model.sequence_length."""
+    phase = recipe.phases[name]
+    return phase.iterations * phase.global_batch_size * recipe.model.sequence_length
+
+
+def estimate_bytes(recipe: Recipe) -> tuple[int, int]:
+    """About how many bytes a run folder takes: automata datasets, and checkpoints at their most.
+
+    A training checkpoint holds fp32 weights and two fp32 moments, and under bf16 and fp16 the rounded weights too;
+    one more than is kept exists while it is written. The initial checkpoint holds fp32 weights.
+    """
+    data = checkpoints = 0
+    for dataset in recipe.datasets.values():
+        if dataset.source == "nca":
+            width = 2 if dataset.law.num_tokens <= 2**16 else 4
+            data += (dataset.sequences + dataset.validation_sequences) * dataset.law.document_tokens * width
+    for arm, chain in recipe.arms.items():
+        for position, step in enumerate(chain.steps):
+            if recipe.home_arm(arm, position) != arm:
+                continue
+            phase = recipe.phases[step.phase]
+            per_parameter = 4 + (phase.keep_checkpoints + 1) * (12 if phase.precision == "fp32" else 14)
+            checkpoints += count_parameters(recipe.model_config(step.phase))[1] * per_parameter * len(recipe.seeds)
+    return data, checkpoints
