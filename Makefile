@@ -32,7 +32,7 @@ $(BUILT): $(PACKAGES) setup.py pyproject.toml $(wildcard csrc/*)
 demo: $(BUILT)
 	$(BIN)/megatron-nca run launch/recipes/demo.yaml --run-dir $(RUN_DIR)
 	@echo 'report: $(RUN_DIR)/report/report.md, curves: $(RUN_DIR)/report/curves.png'
-	@grep '^- ' $(RUN_DIR)/report/report.md | tail -n 1 | cut -c 3-
+	@sed -n '/^## Result/,$$ s/^- //p' $(RUN_DIR)/report/report.md
 
 test: $(BUILT)
 	$(BIN)/python -m pytest -q -m 'not long'

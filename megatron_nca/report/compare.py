@@ -49,7 +49,7 @@ class Row:
 
     @property
     def perplexity(self) -> float | None:
-        return None if self.loss is None else math.exp(self.loss)
+        return None if self.loss is None else math.exp(min(self.loss, 700.0))  # the largest that a float holds
 
     @property
     def ratio(self) -> float | None:

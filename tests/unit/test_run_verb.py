@@ -1,0 +1,185 @@
+"""`megatron-nca run`: what it skips, how it fails, and how it stops. The steps are small shell commands."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_nca import plan
+from megatron_nca.__main__ import main
+from megatron_nca.cli import run as verb
+from megatron_nca.errors import ConfigError, LaunchError
+from megatron_nca.plan import Step
+from megatron_nca.run_dir import RunFolder
+
+
+def shell(name: str, script: str, done: Path, **settings) -> Step:
+    return Step(name, ("sh", "-c", script), done, **settings)
+
+
+def test_walk_skips_what_is_whole_and_runs_the_rest(tmp_path, capfd):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("")
+    steps = (shell("one", "exit 9", first), shell("two", f"echo hello; touch {second}", second))
+    with verb.locked(RunFolder(tmp_path)) as lock:
+        assert verb.walk(steps, lock) == 0
+    output = capfd.readouterr().out
+    assert "[1/2] one (already done)" in output
+    assert "[2/2] two: done in" in output
+    assert "hello" in output
+
+
+def test_a_failing_step_is_named_with_exit_code_and_log(tmp_path):
+    step = shell("text scratch seed0: train", "exit 7", tmp_path / "done", log=tmp_path / "train.log")
+    with verb.locked(RunFolder(tmp_path)) as lock, pytest.raises(LaunchError) as error:
+        verb.walk((step,), lock)
+    message = str(error.value)
+    assert "text scratch seed0: train" in message and "exit code 7" in message and "train.log" in message
+
+
+def test_success_without_the_done_record_is_a_failure(tmp_path):
+    with verb.locked(RunFolder(tmp_path)) as lock, pytest.raises(LaunchError, match="left no whole"):
+        verb.walk((shell("x", "true", tmp_path / "done"),), lock)
+
+
+def test_a_program_that_is_not_there(tmp_path):
+    step = Step("x", ("no-such-program-anywhere",), tmp_path / "done")
+    with verb.locked(RunFolder(tmp_path)) as lock, pytest.raises(LaunchError, match="could not be started"):
+        verb.walk((step,), lock)
+
+
+@pytest.mark.parametrize(("given", "world_size", "expected"), [(None, 2, "4"), (None, 16, "1"), ("3", 2, "3")])
+def test_threads_are_shared_among_the_processes(tmp_path, monkeypatch, given, world_size, expected):
+    monkeypatch.setattr(plan, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    done = tmp_path / "done"
+    step = shell("x", f'printf %s "$OMP_NUM_THREADS" > {done}', done, world_size=world_size)
+    with verb.locked(RunFolder(tmp_path)) as lock:
+        verb.walk((step,), lock)
+    assert done.read_text() == expected
+
+
+def test_two_walkers_do_not_meet(tmp_path):
+    with (
+        verb.locked(RunFolder(tmp_path)),
+        pytest.raises(ConfigError, match="at work there"),
+        verb.locked(RunFolder(tmp_path)),
+    ):
+        pass
+
+
+WALKER = """
+import sys
+from pathlib import Path
+from megatron_nca.cli import run as verb
+from megatron_nca.plan import Step
+from megatron_nca.run_dir import RunFolder
+folder = Path(sys.argv[1])
+with verb.locked(RunFolder(folder)) as lock:
+    sys.exit(verb.walk((Step("x", ("sh", "-c", sys.argv[2]), folder / "done"),), lock))
+"""
+
+
+def begin(folder: Path, script: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", WALKER, str(folder), script]
+    walker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    wait_for(folder / "started")
+    return walker
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_forwarded_and_the_child_is_waited_for(tmp_path, number):
+    script = f"trap 'touch {tmp_path}/told; exit 0' TERM INT; touch {tmp_path}/started; while :; do sleep 0.05; done"
+    walker = begin(tmp_path, script)
+    walker.send_signal(number)
+    output, _ = walker.communicate(timeout=20)
+    assert walker.returncode == 128 + number
+    assert (tmp_path / "told").exists()
+    assert "stopped by" in output
+
+
+def test_a_second_signal_kills_a_child_that_does_not_listen(tmp_path):
+    script = f"trap '' TERM; echo $$ > {tmp_path}/pid; touch {tmp_path}/started; while :; do sleep 0.05; done"
+    walker = begin(tmp_path, script)
+    walker.terminate()
+    time.sleep(0.5)
+    assert walker.poll() is None
+    walker.terminate()
+    assert walker.wait(timeout=20) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def write_recipe(path: Path, values: dict) -> Path:
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def test_dry_run_prints_all_commands_and_writes_nothing(tmp_path, recipe_values, capsys):
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
+    folder = tmp_path / "run with a space"
+    assert main(["run", str(recipe), "--run-dir", str(folder), "--dry-run", "phases.text.iterations=12"]) == 0
+    output = capsys.readouterr().out
+    assert "[15/15] report (to do)" in output
+    assert f"--run-dir '{folder}'" in output
+    assert f"phase text: {12 * 2 * 64:,} tokens" in output
+    assert not folder.exists()
+
+
+def test_overrides_may_stand_on_either_side_of_the_options(tmp_path, recipe_values, capsys):
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
+    words = [str(recipe), "phases.text.iterations=12", "--dry-run", "--run-dir", str(tmp_path / "x"), "seeds=[0, 1]"]
+    assert main(["run", *words]) == 0
+    output = capsys.readouterr().out
+    assert f"phase text: {12 * 2 * 64:,} tokens" in output
+    assert "text scratch seed1: train" in output
+
+
+def test_user_errors_end_with_2_and_one_message(tmp_path, recipe_values, capsys):
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
+    assert main(["run", str(recipe), "--run-dir", str(tmp_path / "x"), "phases.txt.iterations=1"]) == 2
+    assert main(["run", str(recipe), "--run-dir", str(tmp_path / "x"), "phases.text.iteration=1"]) == 2
+    errors = capsys.readouterr().err
+    assert "iterations" in errors and "Traceback" not in errors
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_whole_walk_freezes_records_and_links(tmp_path, recipe_values, monkeypatch, capfd):
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
+    run = RunFolder(tmp_path / "run")
+    done = tmp_path / "one"
+    monkeypatch.setattr(plan, "steps", lambda recipe, folder: (shell("one", f"touch {done}", done),))
+    assert main(["run", str(recipe), "--run-dir", str(run.path)]) == 0
+    assert main(["run", str(run.recipe), "--run-dir", str(run.path)]) == 0
+    assert "[1/1] one (already done)" in capfd.readouterr().out
+    assert run.source.read_text().startswith("megatron_nca ")
+    assert run.phase("attention", 0, "nca").path.is_symlink()
+    assert main(["run", str(recipe), "--run-dir", str(run.path), "seeds=[3]"]) == 2
+    assert "seeds: [0] there, [3] now" in capfd.readouterr().err
+
+
+def test_code_that_changed_between_two_walks_is_recorded(tmp_path, capsys):
+    run = RunFolder(tmp_path)
+    verb.record_source(run)
+    first = run.source.read_text()
+    verb.record_source(run)
+    assert run.source.read_text() == first
+    run.source.write_text("megatron_nca 0.0.0\nother code\n")
+    verb.record_source(run)
+    text = run.source.read_text()
+    assert text.startswith("megatron_nca 0.0.0") and text.endswith(first)
+    assert "the code has changed" in capsys.readouterr().out
