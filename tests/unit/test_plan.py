@@ -75,7 +75,8 @@ def test_commands(recipe_values):
 def test_ranks_are_started_by_torchrun_and_a_single_process_is_not(recipe_values):
     steps = {step.name: step for step in plan.steps(recipe_from_dict(recipe_values), RUN)}
     two, one = steps["nca nca seed0: train"], steps["text nca seed0: train"]
-    assert words(two).startswith(f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m megatron")
+    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 "
+    assert words(two).startswith(f"{torchrun}-m megatron_nca train")
     assert two.world_size == 2
     assert one.command[:4] == (sys.executable, "-m", "megatron_nca", "train")
     assert words(one).endswith("train runs/x/recipe.yaml --phase text --arm nca --seed 0 --run-dir runs/x")
