@@ -1,7 +1,6 @@
 """All that the training loop sees of Megatron: a model that takes steps, evaluates, saves and loads."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -42,8 +41,8 @@ class Engine:
 
     def __init__(self, model: ModelConfig, phase: Phase, ranks: Ranks, seed: int) -> None:
         self.model_config, self.phase, self.ranks, self.seed = model, phase, ranks, seed
+        patches.quiet()
         self.device = parallel.initialise(phase.parallel, ranks)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="megatron")
         self.adam = patches.install()
         from megatron_nca.mcore import model as models
         from megatron_nca.mcore import optim

@@ -43,12 +43,27 @@ class FusedAdam(torch.optim.Optimizer):
                 eps=group["eps"], amsgrad=False, maximize=False)
 
 
+# What Megatron 0.16.1 makes torch 2.13 say on every rank, about code that is not ours and is right.
+_NOISE = (
+    "full scope is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+    ".*Falling back to Torch optimizers",
+    ".*torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)",
+    "torch.distributed._all_gather_base",
+)
+
+
+def quiet() -> None:
+    """Leave out the warnings above; all others still show."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+
+
 def install() -> str:
     """Apply the patches that this machine needs; returns the name of the Adam that Megatron will use."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Falling back to Torch optimizers.*")
-        from megatron.core import optimizer
-        from megatron.core.optimizer import distrib_optimizer
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
     if importlib.util.find_spec("transformer_engine") or not optimizer.USING_PYTORCH_OPTIMIZER:
         if optimizer.Adam is not FusedAdam:
             return f"{optimizer.Adam.__module__}.{optimizer.Adam.__qualname__}"

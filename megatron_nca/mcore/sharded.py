@@ -12,7 +12,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.errors import CheckpointError
-from megatron_nca.mcore.torch_dist import read_tensor_table
+from megatron_nca.mcore.torch_dist import TorchDistReader
 
 LAYOUT_FREE = "fully_reshardable"
 """The one optimizer format that loads at any layout; the others of 0.16.1 are tied to theirs."""
@@ -73,7 +73,7 @@ def check_shape(folder: Path, found: ModelConfig, expected: ModelConfig) -> None
 
 def _check_tensors(folder: Path, state: dict) -> None:
     """The file's own table of tensors, read without unpickling code, must agree with the model's."""
-    table = read_tensor_table(folder)
+    table = TorchDistReader(folder).table
     for name, tensor in state["model"].items():
         if not hasattr(tensor, "global_shape"):
             continue

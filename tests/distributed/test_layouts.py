@@ -1,0 +1,94 @@
+"""One model, one data, six layouts: the same losses; a killed run: the same floats."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from launching import REPOSITORY, command, execute, read_metrics, torchrun
+
+WORKER = Path(__file__).parent / "worker.py"
+
+
+@pytest.fixture(scope="session")
+def trained(run_folder: Path) -> Path:
+    """Every layout trained for 20 iterations, in one launch per world size."""
+    execute(torchrun(1, WORKER, run_folder, "tp1pp1"))
+    execute(torchrun(2, WORKER, run_folder, "tp2", "pp2", "tp2sp", "dp2"))
+    execute(torchrun(4, WORKER, run_folder, "tp2pp2"))
+    return run_folder
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "tp2sp", "dp2", "tp2pp2"])
+def test_losses_do_not_depend_on_the_layout(trained: Path, layout: str) -> None:
+    expected = read_metrics(trained, "tp1pp1", "tp1pp1", "train")
+    found = read_metrics(trained, layout, layout, "train")
+    assert [line["iteration"] for line in found] == list(range(1, 21))
+    assert expected[0]["lm loss"] - expected[-1]["lm loss"] > 0.5, "the model must learn, or equality says little"
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["lm loss"] == pytest.approx(theirs["lm loss"], rel=1e-5)
+        assert ours["grad-norm"] == pytest.approx(theirs["grad-norm"], rel=1e-3)
+        assert ours["learning-rate"] == theirs["learning-rate"]
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "tp2sp", "dp2", "tp2pp2"])
+def test_validation_by_frame_does_not_depend_on_the_layout(trained: Path, layout: str) -> None:
+    expected = read_metrics(trained, "tp1pp1", "tp1pp1", "validation")
+    found = read_metrics(trained, layout, layout, "validation")
+    assert [line["iteration"] for line in found] == [0, 10, 20]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["lm loss validation"] == pytest.approx(theirs["lm loss validation"], rel=1e-5)
+        assert ours["loss by position"][0] is None, "the first frame carries no loss"
+        assert ours["loss by position"][1:] == pytest.approx(theirs["loss by position"][1:], rel=1e-4)
+
+
+def test_checkpoints_and_done_record(trained: Path) -> None:
+    folder = trained / "arms/tp2pp2/seed0/tp2pp2"
+    done = json.loads((folder / "done.json").read_text())
+    assert done["iterations"] == 20 and done["checkpoint"] == "checkpoints/iter_0000020"
+    assert done["consumed tokens"] == 20 * 4 * 64
+    assert (folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == "20"
+    assert sorted(path.name for path in (folder / "checkpoints").glob("iter_*")) == ["iter_0000010", "iter_0000020"]
+    assert not list(folder.glob("checkpoints/.*")), "nothing half-written stays"
+
+
+def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Path, tmp_path: Path) -> None:
+    """TP2: SIGKILL after the first checkpoint, then the same command again."""
+    run = tmp_path / "killed"
+    run.mkdir()
+    for name in ("recipe.yaml", "data"):
+        (run / name).symlink_to(trained / name)
+    folder = run / "arms/tp2/seed0/tp2"
+    folder.mkdir(parents=True)
+    (folder / "initial").symlink_to(trained / "arms/tp1pp1/seed0/tp1pp1/initial")
+    launch = torchrun(2, "-m", "megatron_nca", "train", run / "recipe.yaml", "--phase", "tp2", "--arm", "tp2", "--run-dir", run)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(launch, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True)
+        _wait_for(folder / "checkpoints/latest_checkpointed_iteration.txt", process, tmp_path / "log")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (folder / "done.json").exists()
+    execute(launch)
+    for kind in ("train", "validation"):
+        timeless = [[{key: value for key, value in line.items() if key not in ("iteration-time", "tokens-per-second")}
+                     for line in read_metrics(where, "tp2", "tp2", kind)] for where in (run, trained)]
+        assert timeless[0] == timeless[1]
+    again = execute(launch)
+    assert "resumed at iteration 20" in again.stderr, "a finished phase is not trained again"
+
+
+def _wait_for(path: Path, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.005)
+
+
+def test_a_second_launch_of_a_wrong_size_ends_with_one_message(run_folder: Path) -> None:
+    result = execute(command("train", run_folder / "recipe.yaml", "--phase", "tp2", "--arm", "tp2", "--run-dir", run_folder), check=False)
+    assert result.returncode == 2
+    assert "world size = 1" in result.stderr and "torchrun --nproc-per-node 2" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,73 @@
+"""The optimizer that replaces torch's AdamW inside Megatron, and the facade that stands for CUDA."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from megatron_nca.mcore.patches import FusedAdam
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_fused_adam_equals_adamw(weight_decay: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.randn(7, 5).mul_(scale)) for scale in (1, 3)] for _ in range(2))
+    for a, b in zip(ours, theirs, strict=True):
+        b.data.copy_(a.data)
+    settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": weight_decay}
+    fused, adamw = FusedAdam(ours, **settings), torch.optim.AdamW(theirs, **settings)
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        fused.step()
+        adamw.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_fused_adam_counts_steps_per_group_and_survives_its_state_dict() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    first = FusedAdam([parameter])
+    parameter.grad = torch.ones(3)
+    first.step()
+    second = FusedAdam([parameter])
+    second.load_state_dict(first.state_dict())
+    assert second.param_groups[0]["step"] == 1
+    second.step()
+    assert second.param_groups[0]["step"] == 2
+
+
+def test_the_facade_changes_torch_for_megatron_only() -> None:
+    """In a process of its own, since the facade stays installed."""
+    program = """
+import torch
+from megatron_nca.mcore import cpu
+before = torch.zeros
+cpu.install()
+import megatron.core.utils as inside
+from megatron.core.tensor_parallel import random
+assert inside.torch is not torch and torch.zeros is before
+assert inside.torch.zeros(2, device='cuda').device.type == 'cpu'
+assert inside.torch.cuda.current_device() == torch.device('cpu')
+try:
+    torch.zeros(1, device='cuda')
+except (AssertionError, RuntimeError):
+    pass
+else:
+    raise SystemExit('outside Megatron a missing GPU must still be an error')
+try:
+    torch.zeros(1).cuda()
+except (AssertionError, RuntimeError):
+    pass
+else:
+    raise SystemExit('Tensor.cuda must fail outside Megatron')
+assert torch.zeros(1).type() == 'torch.FloatTensor'
+random.model_parallel_cuda_manual_seed  # imported under the facade
+print('fine')
+"""
+    if torch.cuda.is_available():
+        pytest.skip("the facade is for machines without CUDA")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and "fine" in result.stdout, result.stderr
