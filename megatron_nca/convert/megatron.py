@@ -1,0 +1,134 @@
+"""Spoke: this project's checkpoints in Megatron's torch_dist format (docs/architecture.md, "Checkpoint")."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_nca.config.run_config import FILE_NAME, RunConfig, load_run_config
+from megatron_nca.config.schema import to_yaml
+from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor, Ignored
+from megatron_nca.errors import CheckpointError
+from megatron_nca.files import publish
+from megatron_nca.mcore.torch_dist import METADATA_FILE, Chunk, StoredTensor, TorchDistReader, write_checkpoint
+
+LAYER_KEYS = {
+    "attention_norm.weight": "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
+    "attention.qkv.weight": "decoder.layers.self_attention.linear_qkv.weight",
+    "attention.proj.weight": "decoder.layers.self_attention.linear_proj.weight",
+    "mlp_norm.weight": "decoder.layers.mlp.linear_fc1.layer_norm_weight",
+    "mlp.fc1.weight": "decoder.layers.mlp.linear_fc1.weight",
+    "mlp.fc2.weight": "decoder.layers.mlp.linear_fc2.weight",
+}
+"""Canonical name within a layer -> Megatron's key, stacked over the layers on a leading axis."""
+OTHER_KEYS = {
+    "embedding.weight": "embedding.word_embeddings.weight",
+    "final_norm.weight": "decoder.final_layernorm.weight",
+    "head.weight": "output_layer.weight",
+}
+_MAIN_WEIGHTS = ("optimizer.state.fp32_param.", "optimizer.state.param.")
+"""Before a weight's key: its fp32 main copy, which training in bf16 or fp16 keeps in the optimizer."""
+_CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False,
+            "chained_optim_avoid_prefix": True}
+_SERIES_FILE = "latest_checkpointed_iteration.txt"
+_FILES_OF_A_WHOLE_ONE = (METADATA_FILE, "metadata.json", "common.pt", FILE_NAME)
+
+
+def find_checkpoint(path: Path) -> tuple[Path, str | None]:
+    """The checkpoint meant by `path`: itself, or the newest whole iteration if it is a series.
+
+    Returns the folder and, for a series, a sentence saying which was chosen. Raises CheckpointError if there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: is not there. Cure: give the folder of a checkpoint or of a series of them.")
+    if (path / METADATA_FILE).is_file():
+        return path, None
+    folders = {int(match[1]): child for child in path.iterdir() if (match := re.fullmatch(r"iter_(\d+)", child.name))}
+    if not folders and not (path / _SERIES_FILE).is_file():
+        raise CheckpointError(f"{path}: is not a whole checkpoint ({METADATA_FILE} is missing), nor a series "
+                              f"({_SERIES_FILE} is missing). Cure: give the folder of one iteration.")
+    whole = [n for n, folder in folders.items() if all((folder / name).is_file() for name in _FILES_OF_A_WHOLE_ONE)]
+    if not whole:
+        raise CheckpointError(f"{path}: none of its {len(folders)} iterations is a whole checkpoint. Cure: resume the training that writes it.")
+    chosen = max(whole)
+    broken = sorted(n for n in folders if n > chosen)
+    note = f"{path}: takes iteration {chosen}, the newest whole one"
+    return folders[chosen], note + (f"; not whole: {', '.join(map(str, broken))}." if broken else ".")
+
+
+def read(folder: Path) -> CanonicalCheckpoint:
+    """Open the checkpoint in `folder`; its tensors are read when asked for.
+
+    Where weights are stored in bf16 or fp16 and the optimizer's fp32 main weights are there, those are taken.
+    Raises CheckpointError if it is not whole, holds keys that nothing explains, or not the model it describes.
+    """
+    run_config = load_run_config(folder)
+    reader = TorchDistReader(folder)
+    table, model_keys = reader.table, {*LAYER_KEYS.values(), *OTHER_KEYS.values()}
+    unexplained = [key for key in (*table, *reader.objects) if key not in model_keys and not _reason_to_ignore(key)]
+    if unexplained:
+        raise CheckpointError(f"{folder}: holds {len(unexplained)} keys that are no part of this model: "
+                              f"{', '.join(unexplained[:8])}. Cure: only checkpoints of this project's models can be converted.")
+    tensors = [_tensor(reader, table, name, key, None) for name, key in OTHER_KEYS.items() if key in table]
+    for kind, key in LAYER_KEYS.items():
+        if key in table:
+            tensors += [_tensor(reader, table, f"layers.{layer}.{kind}", key, layer) for layer in range(table[key][0][0])]
+    ignored = [Ignored(key, _reason_to_ignore(key), table[key][0]) for key in table if key not in model_keys]
+    ignored += [Ignored(key, _reason_to_ignore(key)) for key in reader.objects]
+    checkpoint = CanonicalCheckpoint(str(folder), run_config.model, tuple(tensors), tuple(ignored), run_config.iteration)
+    checkpoint.check()
+    return checkpoint
+
+
+def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
+          last: Callable[[Path], None] = lambda aside: None) -> None:
+    """Write `checkpoint` under `folder` whole or not at all, weights in float32, one tensor in memory at a time.
+
+    `last(aside)` may put further files into the folder before it gets its name; all tensors are written by then.
+    Raises CheckpointError, and DataError when the disk fills up.
+    """
+    by_name = {tensor.name: tensor for tensor in checkpoint.tensors}
+    layers = range(checkpoint.model.num_layers)
+    stored = []
+    for name, key in OTHER_KEYS.items():
+        tensor = by_name[name]
+        stored.append(StoredTensor(key, tensor.shape, (Chunk((0,) * len(tensor.shape), tensor.shape, tensor.read),)))
+    for kind, key in LAYER_KEYS.items():
+        chunks = tuple(_layer_chunk(by_name[f"layers.{layer}.{kind}"], layer) for layer in layers)
+        stored.append(StoredTensor(key, (len(layers), *chunks[0].shape[1:]), chunks))
+    with publish(folder) as aside:
+        write_checkpoint(aside, stored, _CONTENT)
+        (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
+        last(aside)
+
+
+def _layer_chunk(tensor: CanonicalTensor, layer: int) -> Chunk:
+    shape = (1, *tensor.shape)
+    return Chunk((layer,) + (0,) * len(tensor.shape), shape, lambda: tensor.read().reshape(shape))
+
+
+def _tensor(reader: TorchDistReader, table: dict, name: str, key: str, layer: int | None) -> CanonicalTensor:
+    shape, dtype = table[key]
+    source, note = key, None
+    main = next((prefix + key for prefix in _MAIN_WEIGHTS if table.get(prefix + key) == (shape, "float32")), None)
+    if dtype != "float32" and main:
+        source, note = main, f"stored as {dtype}; its fp32 main weight was taken from the optimizer state"
+    elif dtype != "float32":
+        note = f"stored as {dtype}, without an fp32 main weight"
+
+    def values() -> np.ndarray:
+        return reader.read(source, layer).to(torch.float32).numpy()
+
+    return CanonicalTensor(name, shape if layer is None else shape[1:], table[source][1], values, note)
+
+
+def _reason_to_ignore(key: str) -> str | None:
+    """Why a key of a checkpoint is no weight; None for a key that nothing explains."""
+    if key.startswith(("optimizer.", "optimizer/")):
+        return "optimizer state"
+    if key == "rng_state" or key.startswith(("rng_state/", "rng_state.")):
+        return "random states"
+    return "extra state" if "_extra_state" in key else None

@@ -1,0 +1,247 @@
+"""Megatron's torch_dist checkpoints, read and written tensor by tensor with torch alone.
+
+No model, no process group and no megatron import, so that converters run anywhere with the memory of one tensor. A
+checkpoint is `.metadata` (a pickle: which chunk of which tensor lies where), `__*_*.distcp` (chunks one after the
+other, each written by torch.save), `common.pt` and `metadata.json`. The pickle is read by an unpickler that knows
+only the classes of that format, chunks with weights_only=True: a foreign checkpoint cannot run code here.
+"""
+
+import io
+import json
+import math
+import pickle
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_nca.errors import CheckpointError
+
+METADATA_FILE = ".metadata"
+_DATA_FILE = "__0_0.distcp"
+_FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
+           "common_backend": "torch", "common_backend_version": 1}
+_CHUNK_OVERHEAD_BYTES = 4096
+"""At most what torch.save adds to a tensor's own bytes; for the check of free space."""
+
+_DCP = "torch.distributed.checkpoint"
+_KNOWN_CLASSES = {
+    f"{_DCP}.metadata": {"Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata",
+                         "ChunkStorageMetadata", "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"},
+    f"{_DCP}.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    f"{_DCP}.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"},
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},
+}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A box of a tensor and how to get it: `read()` gives an array of `shape`, float32."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One float32 tensor to write, as chunks that together cover it."""
+
+    key: str
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+
+class TorchDistReader:
+    """One checkpoint, opened: its table is in memory, its tensors are not.
+
+    Raises CheckpointError if the folder is no whole torch_dist checkpoint, also where a data file is missing or
+    shorter than the table says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._metadata = _read_metadata(self.folder)
+        self._check_files()
+
+    @property
+    def table(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Of each tensor its shape and the name of its dtype, such as 'float32'."""
+        return {key: (tuple(entry.size), str(entry.properties.dtype).removeprefix("torch."))
+                for key, entry in self._metadata.state_dict_metadata.items()
+                if isinstance(entry, TensorStorageMetadata)}
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Keys of what is stored as pickled bytes rather than as tensors; they are never read."""
+        return tuple(key for key, entry in self._metadata.state_dict_metadata.items()
+                     if isinstance(entry, BytesStorageMetadata))
+
+    def read(self, key: str, layer: int | None = None) -> torch.Tensor:
+        """A tensor in its stored dtype, or the `layer`-th slice of its first axis; only the chunks needed are read.
+
+        Raises CheckpointError if the chunks do not cover it exactly once or cannot be read.
+        """
+        entry = self._metadata.state_dict_metadata[key]
+        shape = tuple(entry.size)
+        first, size = ((0,) * len(shape), shape) if layer is None else ((layer,) + (0,) * (len(shape) - 1), (1, *shape[1:]))
+        result, covered = None, 0
+        for chunk in entry.chunks:
+            low = [max(a, b) for a, b in zip(first, chunk.offsets, strict=True)]
+            high = [min(a + n, b + m) for a, n, b, m in zip(first, size, chunk.offsets, chunk.sizes, strict=True)]
+            if any(b <= a for a, b in zip(low, high, strict=True)):
+                continue
+            data = self._read_chunk(key, chunk)
+            if tuple(chunk.offsets) == first and tuple(chunk.sizes) == size:
+                result, covered = data, covered + data.numel()
+                continue
+            part = data[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.offsets, strict=True))]
+            result = torch.empty(size, dtype=data.dtype) if result is None else result
+            result[tuple(slice(a - f, b - f) for a, b, f in zip(low, high, first, strict=True))] = part
+            covered += part.numel()
+        if result is None or covered != math.prod(size):
+            raise CheckpointError(f"{self.folder}: the chunks of {key} cover {covered} of {math.prod(size)} elements. "
+                                  "Cure: use another checkpoint of the series.")
+        return result if layer is None else result[0]
+
+    def _read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
+        place = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+        path = self.folder / place.relative_path
+        try:
+            with open(path, "rb") as file:
+                view = io.BufferedReader(_FileSlice(file, place.offset, place.length))
+                data = torch.load(view, map_location="cpu", weights_only=True)
+        except Exception as error:  # what torch.load raises on damaged bytes is not of one kind
+            raise CheckpointError(f"{path}: the chunk of {key} at byte {place.offset} is damaged "
+                                  f"({str(error)[:200]}). Cure: use another checkpoint of the series.") from error
+        if not isinstance(data, torch.Tensor) or data.shape != chunk.sizes:
+            raise CheckpointError(f"{path}: the chunk of {key} at byte {place.offset} is not a tensor of shape "
+                                  f"{tuple(chunk.sizes)}. Cure: use another checkpoint of the series.")
+        return data
+
+    def _check_files(self) -> None:
+        sizes: dict[str, int] = {}
+        for key, entry in self._metadata.state_dict_metadata.items():
+            for chunk in getattr(entry, "chunks", ()):
+                place = self._metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
+                if place is None or Path(place.relative_path).name != place.relative_path:
+                    raise CheckpointError(f"{self.folder / METADATA_FILE}: says of {key} no file inside the checkpoint. "
+                                          "Cure: use another checkpoint of the series.")
+                path = self.folder / place.relative_path
+                size = sizes.setdefault(place.relative_path, path.stat().st_size if path.is_file() else -1)
+                if size < place.offset + place.length:
+                    state = "is missing" if size < 0 else f"is truncated: it has {size} bytes and needs {place.offset + place.length}"
+                    raise CheckpointError(f"{path}: {state}. Cure: use another checkpoint of the series.")
+
+
+def read_tensor_table(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Key -> (shape, dtype name) of every tensor in a checkpoint folder. Raises CheckpointError."""
+    return TorchDistReader(checkpoint).table
+
+
+def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dict) -> None:
+    """Write a checkpoint that `megatron.core.dist_checkpointing.load` reads at any layout, one chunk in memory at a time.
+
+    `folder` is created; publishing it is the caller's. The bytes depend on the tensors only. Raises CheckpointError
+    if the disk has too little free space, OSError from writing.
+    """
+    tensors = list(tensors)
+    needed = sum(4 * math.prod(c.shape) + _CHUNK_OVERHEAD_BYTES for tensor in tensors for c in tensor.chunks)
+    folder.mkdir(parents=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the checkpoint needs {needed / 1e6:.0f} MB. "
+                              "Cure: free some space or choose another folder.")
+    table, places = {}, {}
+    properties = TensorProperties(dtype=torch.float32)
+    with open(folder / _DATA_FILE, "wb") as file:
+        for tensor in tensors:
+            chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.shape)) for c in tensor.chunks]
+            table[tensor.key] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
+            for chunk in tensor.chunks:
+                start = file.tell()
+                torch.save(_as_tensor(tensor.key, chunk), file)
+                places[MetadataIndex(tensor.key, chunk.offsets)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)
+    torch.save({"content_metadata": content_metadata}, folder / "common.pt")
+    (folder / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
+    with open(folder / METADATA_FILE, "wb") as file:
+        pickle.dump(Metadata(table, storage_data=places, version="1.0.0"), file)
+
+
+def _as_tensor(key: str, chunk: Chunk) -> torch.Tensor:
+    array = chunk.read()
+    assert array.shape == chunk.shape and array.dtype == np.float32, f"{key}: {array.shape} {array.dtype}"
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _read_metadata(folder: Path) -> Metadata:
+    path = folder / METADATA_FILE
+    try:
+        with open(path, "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except FileNotFoundError as error:
+        what = f"is not a whole checkpoint ({METADATA_FILE} is missing)" if folder.is_dir() else "is not there"
+        raise CheckpointError(f"{folder}: {what}. Cure: give the folder of one iteration, such as "
+                              ".../checkpoints/iter_0000100, or of a series of them.") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f"{path}: is damaged or not of torch's checkpoint format ({type(error).__name__}: "
+                              f"{str(error)[:200]}). Cure: use another checkpoint.") from error
+    if not (isinstance(metadata, Metadata) and isinstance(metadata.state_dict_metadata, dict)
+            and isinstance(metadata.storage_data, dict)):
+        raise CheckpointError(f"{path}: holds no table of tensors. Cure: use another checkpoint.")
+    return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Knows the classes of torch's checkpoint metadata and nothing else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if name in _KNOWN_CLASSES.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise CheckpointError(f"{METADATA_FILE}: names {module}.{name}, which is no part of a checkpoint's table and "
+                              "could run code; it was not loaded. Cure: use only checkpoints that Megatron or this project wrote.")
+
+
+class _FileSlice(io.RawIOBase):
+    """`length` bytes of a file from `start` on, as a file of its own, so that a chunk need not be copied to be read."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._position = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = max(0, min(len(buffer), self._length - self._position))
+        self._file.seek(self._start + self._position)
+        data = self._file.read(count)
+        buffer[:len(data)] = data
+        self._position += len(data)
+        return len(data)
