@@ -7,8 +7,16 @@ from setuptools import setup
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 FLAGS_OF_FILE = {"rollout_avx2.cpp": ["-mavx2", "-mfma"]}
 SOURCES = ["bind", "deflate_size", "rollout_avx2", "rollout_cpu", "rollout_portable"]
-HEADERS = ["counter_rng", "deflate_size", "float_math", "host_device", "nca_cell", "rollout", "rollout_kernel",
-           "rollout_kernel_body"]
+HEADERS = [
+    "counter_rng",
+    "deflate_size",
+    "float_math",
+    "host_device",
+    "nca_cell",
+    "rollout",
+    "rollout_kernel",
+    "rollout_kernel_body",
+]
 
 
 class BuildGenerator(build_ext):
@@ -27,8 +35,15 @@ class BuildGenerator(build_ext):
 
 
 setup(
-    ext_modules=[Pybind11Extension("megatron_nca._generator", [f"csrc/{name}.cpp" for name in SOURCES],
-                                   depends=[f"csrc/{name}.h" for name in HEADERS], cxx_std=17,
-                                   extra_compile_args=FLAGS, libraries=["z"])],
+    ext_modules=[
+        Pybind11Extension(
+            "megatron_nca._generator",
+            [f"csrc/{name}.cpp" for name in SOURCES],
+            depends=[f"csrc/{name}.h" for name in HEADERS],
+            cxx_std=17,
+            extra_compile_args=FLAGS,
+            libraries=["z"],
+        )
+    ],
     cmdclass={"build_ext": BuildGenerator},
 )

@@ -1,0 +1,58 @@
+"""Types of the compiled module (csrc/bind.cpp). Its only importer is megatron_nca.ops."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Params:
+    def __init__(
+        self,
+        *,
+        num_states: int,
+        height: int,
+        width: int,
+        patch: int,
+        burn_in_steps: int,
+        steps_per_frame: int,
+        num_frames: int,
+        temperature: float,
+        identity_bias: float,
+        uniform_start: bool,
+        wrap_channels: bool,
+        score_frames: int,
+        score_token_bytes: int,
+        score_delimiters: bool,
+    ) -> None: ...
+    @property
+    def score_bytes(self) -> int: ...
+    @property
+    def document_tokens(self) -> int: ...
+
+class Execution:
+    def __init__(self, threads: int = 1, kernel: str = "") -> None: ...
+
+def kernel_names() -> list[str]: ...
+def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]: ...
+def draw_rules(
+    params: Params, seed: int, candidates: NDArray[np.uint32], execution: Execution
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
+def rollout(
+    params: Params,
+    conv0: NDArray[np.float32],
+    conv0_bias: NDArray[np.float32],
+    conv1: NDArray[np.float32],
+    conv1_bias: NDArray[np.float32],
+    conv2: NDArray[np.float32],
+    conv2_bias: NDArray[np.float32],
+    start: NDArray[np.uint8],
+    num_steps: int,
+    seed: int,
+    execution: Execution,
+) -> NDArray[np.uint8]: ...
+def score(params: Params, seed: int, first: int, count: int, execution: Execution) -> NDArray[np.int32]: ...
+def documents_uint16(
+    params: Params, seed: int, candidates: NDArray[np.uint32], repeats: NDArray[np.uint32], execution: Execution
+) -> NDArray[np.uint16]: ...
+def documents_int32(
+    params: Params, seed: int, candidates: NDArray[np.uint32], repeats: NDArray[np.uint32], execution: Execution
+) -> NDArray[np.int32]: ...
+def gzip_sizes(buffers: NDArray[np.uint8], execution: Execution) -> NDArray[np.int64]: ...

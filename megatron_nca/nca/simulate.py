@@ -1,0 +1,95 @@
+"""The fast automaton: the functions of `reference`, with the same arguments and, to the bit, the same results.
+
+N rules or candidates, T states in time, H W grid, S states of a cell. Everything random is a function of
+(seed, candidate, purpose), so no result depends on threads, processor or batch.
+"""
+
+import numpy as np
+
+from megatron_nca import ops
+from megatron_nca.config.law import NcaLaw
+from megatron_nca.errors import ConfigError, explain
+from megatron_nca.nca import rule
+from megatron_nca.nca.rule import RuleShape, Weights
+
+
+def step(
+    weights: Weights, states: np.ndarray, temperature: float, seed: int, *, identity_bias: float = 0.0, threads: int = 1
+) -> np.ndarray:
+    """One update of all cells: uint8 (N,H,W) from `states` (N,H,W), one grid per rule.
+
+    next = categorical(softmax((logits + identity_bias * onehot) / temperature)); channel padding is read from
+    conv0's input channels. Equal to rollout(..., num_steps=1)[:, 1]. Raises ConfigError.
+    """
+    return rollout(weights, states, 1, temperature, seed, identity_bias=identity_bias, threads=threads)[:, 1]
+
+
+def rollout(
+    weights: Weights,
+    states: np.ndarray,
+    num_steps: int,
+    temperature: float,
+    seed: int,
+    *,
+    identity_bias: float = 0.0,
+    threads: int = 1,
+    kernel: str = "",
+) -> np.ndarray:
+    """States uint8 (N,T,H,W), T = num_steps + 1: index i is the state after i updates, index 0 `states` (N,H,W).
+
+    Raises ConfigError for weights or states of a wrong shape or range.
+    """
+    shape = RuleShape.of(weights)
+    states = shape.check_states(states)
+    if num_steps < 0:
+        raise ConfigError(explain("num_steps", num_steps, "must not be negative.", "0 gives the state itself."))
+    height, width = states.shape[1:]
+    params = ops.Params(
+        num_states=shape.num_states,
+        height=height,
+        width=width,
+        patch=1,
+        burn_in_steps=0,
+        steps_per_frame=1,
+        num_frames=1,
+        temperature=rule.check_temperature(temperature),
+        identity_bias=identity_bias,
+        uniform_start=False,
+        wrap_channels=shape.wrap_channels,
+        score_frames=1,
+        score_token_bytes=4,
+        score_delimiters=False,
+    )
+    return ops.rollout(params, weights, states, num_steps, rule.check_seed(seed), threads=threads, kernel=kernel)
+
+
+def draw(
+    law: NcaLaw, seed: int, candidates: np.ndarray, *, threads: int = 1, kernel: str = ""
+) -> dict[str, np.ndarray]:
+    """The weights of the candidates (N,): lecun-normal kernels, zero biases."""
+    params = rule.params_of(law)
+    return rule.with_zero_biases(
+        *ops.draw_rules(params, rule.check_seed(seed), candidates, threads=threads, kernel=kernel)
+    )
+
+
+def score(law: NcaLaw, seed: int, first: int, count: int, *, threads: int = 1, kernel: str = "") -> np.ndarray:
+    """gzip ratios float64 (count,) of candidates first .. first + count - 1, each over a rollout of its own.
+
+    `score_frames` frames from `burn_in_steps` on, tokens as `score_dtype` bytes, level 9 (paper, complexity filter).
+    """
+    params = rule.params_of(law)
+    sizes = ops.score(params, rule.check_seed(seed), first, count, threads=threads, kernel=kernel)
+    return sizes / params.score_bytes
+
+
+def documents(
+    law: NcaLaw, seed: int, candidates: np.ndarray, repeats: np.ndarray, *, threads: int = 1, kernel: str = ""
+) -> np.ndarray:
+    """Tokens (N, document_tokens) of the candidates (N,), whole frames with delimiters; uint16 where they fit.
+
+    `repeats` (N,) tells sequences of the same rule apart: each has its own initial state and sampling.
+    """
+    dtype = np.uint16 if law.num_tokens <= 2**16 else np.int32
+    params = rule.params_of(law)
+    return ops.documents(params, rule.check_seed(seed), candidates, repeats, dtype, threads=threads, kernel=kernel)

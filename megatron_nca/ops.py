@@ -1,0 +1,87 @@
+"""The typed face of the compiled module, and its only door. NumPy in and out; nothing here imports torch.
+
+N rules or candidates, T states in time, H W grid, S states of a cell, L bytes or tokens.
+`threads` and `kernel` ("" is the fastest of `kernel_names()`) change how long it takes and never the result.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from megatron_nca.errors import LaunchError
+
+try:
+    from megatron_nca import _generator
+except ImportError as error:
+    raise LaunchError(
+        f"megatron_nca._generator: the compiled generator cannot be loaded ({error}). "
+        "Cure: build it with `pip install --no-build-isolation -e .`; it needs g++ and zlib's headers (zlib1g-dev)."
+    ) from error
+
+Params = _generator.Params
+"""The law as numbers: csrc/rollout.h."""
+
+WEIGHTS = ("conv0", "conv0_bias", "conv1", "conv1_bias", "conv2", "conv2_bias")
+"""Names of the arrays of a batch of rules, in the order of the network."""
+
+
+def kernel_names() -> list[str]:
+    """The kernels that this processor can run, fastest first."""
+    return _generator.kernel_names()
+
+
+def philox(counter: Sequence[int], key: Sequence[int]) -> np.ndarray:
+    """Philox4x32-10: uint32 (4,) from a counter of four words and a key of two."""
+    return _generator.philox(np.array(counter, dtype=np.uint32), np.array(key, dtype=np.uint32))
+
+
+def draw_rules(
+    params: Params, seed: int, candidates: np.ndarray, *, threads: int = 1, kernel: str = ""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kernels conv0 (N,3,3,C,4), conv1 (N,4,16), conv2 (N,16,S) of the candidates (N,), float32."""
+    return _generator.draw_rules(params, seed, _uint32(candidates), _generator.Execution(threads, kernel))
+
+
+def rollout(
+    params: Params,
+    weights: Mapping[str, np.ndarray],
+    states: np.ndarray,
+    num_steps: int,
+    seed: int,
+    *,
+    threads: int = 1,
+    kernel: str = "",
+) -> np.ndarray:
+    """States uint8 (N,T,H,W), T = num_steps + 1, from `states` (N,H,W); row n draws as candidate n."""
+    arrays = [np.ascontiguousarray(weights[name], dtype=np.float32) for name in WEIGHTS]
+    start = np.ascontiguousarray(states, dtype=np.uint8)
+    return _generator.rollout(params, *arrays, start, num_steps, seed, _generator.Execution(threads, kernel))
+
+
+def score(params: Params, seed: int, first: int, count: int, *, threads: int = 1, kernel: str = "") -> np.ndarray:
+    """gzip bytes int32 (count,) of the scored frames of candidates first .. first + count - 1."""
+    return _generator.score(params, seed, first, count, _generator.Execution(threads, kernel))
+
+
+def documents(
+    params: Params,
+    seed: int,
+    candidates: np.ndarray,
+    repeats: np.ndarray,
+    dtype: np.dtype,
+    *,
+    threads: int = 1,
+    kernel: str = "",
+) -> np.ndarray:
+    """Tokens (N,L) of sequences of the candidates (N,), each with its repeat number (N,); dtype uint16 or int32."""
+    make = _generator.documents_uint16 if np.dtype(dtype) == np.uint16 else _generator.documents_int32
+    return make(params, seed, _uint32(candidates), _uint32(repeats), _generator.Execution(threads, kernel))
+
+
+def gzip_sizes(buffers: np.ndarray, *, threads: int = 1) -> np.ndarray:
+    """Bytes int64 (N,) that gzip at level 9 makes of each row of `buffers` uint8 (N,L), header and trailer included."""
+    return _generator.gzip_sizes(np.ascontiguousarray(buffers, dtype=np.uint8), _generator.Execution(threads, ""))
+
+
+def _uint32(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype=np.uint32)

@@ -1,0 +1,210 @@
+"""Sequences of accepted automaton rules, and the dataset that they make.
+
+Candidates are numbered 0, 1, 2, ... A dataset of N sequences holds the rules of the first R accepted candidates, in
+order; R = min(num_rules, N), or N where num_rules is None. Sequence i uses rule i % R with repeat number i // R, so each
+has its own initial state and sampling. Nothing depends on threads, blocks or processes.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from megatron_nca.config.law import PRESETS, NcaLaw
+from megatron_nca.config.schema import to_dict
+from megatron_nca.data.indexed import IndexedWriter, optimal_dtype
+from megatron_nca.data.manifest import Manifest, part
+from megatron_nca.data.trajectories import Trajectory
+from megatron_nca.errors import ConfigError, DataError, explain
+from megatron_nca.nca import complexity, rule, simulate
+
+LAW_VERSION = 1
+"""Raised whenever the same settings would give other tokens."""
+PATIENCE = 20_000
+"""Candidates examined before an acceptance rate is called hopeless."""
+MOST_CANDIDATES = 10**8
+"""Where acceptance is rare (below 1e-3), a search expected to be longer than this is refused."""
+BLOCK_CELL_UPDATES = 2**24
+BLOCK_TOKENS = 2**22
+INDEX_BYTES = 4 + 8 + 8
+"""Of one document in the .idx."""
+
+
+class NcaSource:
+    """The sequences of a law at a seed. Raises ConfigError for a band that no rule can meet."""
+
+    def __init__(self, law: NcaLaw, num_sequences: int, seed: int, *, threads: int = 1) -> None:
+        for name, value in (("sequences", num_sequences), ("threads", threads)):
+            if value < 1:
+                raise ConfigError(explain(name, value, "must be at least 1.", "give a positive number."))
+        rule.check_seed(seed)
+        rule.params_of(law)
+        complexity.check_zlib()
+        complexity.check_band(law)
+        self.law = law
+        self.num_sequences = num_sequences
+        self.seed = seed
+        self.threads = threads
+        self.num_rules = min(law.num_rules or num_sequences, num_sequences)
+        self.examined = 0
+        """Candidates up to and including the last that was needed."""
+        self.accepted = 0
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Tokens (n, document_tokens) in order of sequences; n may be 0. Raises DataError if rules are too rare."""
+        found = []
+        for candidates in self._accepted_candidates():
+            found.append(candidates)
+            yield self._documents(candidates, np.zeros_like(candidates))
+        rules = np.concatenate(found)
+        size = max(1, BLOCK_TOKENS // self.law.document_tokens)
+        for first in range(self.num_rules, self.num_sequences, size):
+            index = np.arange(first, min(first + size, self.num_sequences))
+            yield self._documents(rules[index % self.num_rules], index // self.num_rules)
+
+    def origin(self) -> dict:
+        """What made the data; complete once `blocks` is exhausted."""
+        return {
+            **identity(self.law, self.num_sequences, self.seed),
+            "rules": self.num_rules,
+            "candidates_examined": self.examined,
+            "candidates_accepted": self.accepted,
+        }
+
+    def acceptance(self, first: int, count: int) -> np.ndarray:
+        """Boolean (count,): which of the candidates first .. first + count - 1 lie in the band."""
+        ratios = simulate.score(self.law, self.seed, first, count, threads=self.threads)
+        low, high = self.law.band
+        return (low < ratios) & (ratios < high)
+
+    def _documents(self, candidates: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+        return simulate.documents(self.law, self.seed, candidates, repeats, threads=self.threads)
+
+    def _accepted_candidates(self) -> Iterator[np.ndarray]:
+        first = 0
+        while self.accepted < self.num_rules:
+            count = self._block_size(first)
+            numbers = first + np.flatnonzero(self.acceptance(first, count))
+            numbers = numbers[: self.num_rules - self.accepted]
+            first += count
+            self.accepted += len(numbers)
+            self.examined = int(numbers[-1]) + 1 if self.accepted == self.num_rules else first
+            yield numbers
+            self._check_hope()
+
+    def _block_size(self, first: int) -> int:
+        """Candidates of the next block: some tenths of a second of work, and not many more than are still needed."""
+        law = self.law
+        updates = law.height * law.width * (law.burn_in_steps + law.score_frames * law.steps_per_frame)
+        largest = max(64, min(BLOCK_CELL_UPDATES // updates, BLOCK_TOKENS // law.document_tokens))
+        rate = max(self.accepted / first, 1e-3) if first else 0.5
+        size = int(min(largest, 1.1 * (self.num_rules - self.accepted) / rate + 64))
+        if first + size > 2**32:
+            raise DataError(
+                explain(
+                    "sequences",
+                    self.num_sequences,
+                    "needs more than 2^32 candidates of one seed.",
+                    "make several datasets with different seeds.",
+                )
+            )
+        return size
+
+    def _check_hope(self) -> None:
+        if self.accepted == self.num_rules or self.examined < PATIENCE:
+            return
+        rate = self.accepted / self.examined
+        if rate == 0 or (rate < 1e-3 and self.num_rules / rate > MOST_CANDIDATES):
+            raise DataError(
+                explain(
+                    "law.band",
+                    list(self.law.band),
+                    f"{self.accepted} of the first {self.examined:,} candidates lie in it, so "
+                    f"{self.num_rules:,} rules are out of reach.",
+                    "widen the band; `megatron-nca generate --dry-run` shows how many candidates pass.",
+                )
+            )
+
+
+def identity(law: NcaLaw, num_sequences: int, seed: int) -> dict:
+    """The settings that decide every byte of a dataset; `preset` names the preset that the law is, if it is one."""
+    preset = next((name for name, other in PRESETS.items() if other == law), None)
+    return {
+        "generator": "megatron_nca.nca",
+        "law_version": LAW_VERSION,
+        "preset": preset,
+        "law": to_dict(law),
+        "seed": seed,
+        "sequences": num_sequences,
+    }
+
+
+def generate(source: NcaSource, prefix: Path, progress: Callable[[int], None] = lambda sequences: None) -> Manifest:
+    """Write the dataset PREFIX.{bin,idx,json}; `progress` is told the number of each block's sequences.
+
+    Raises DataError if the disk is full or rules are too rare; then nothing stands under the final names.
+    """
+    law = source.law
+    check_space(law, source.num_sequences, prefix)
+    with IndexedWriter(prefix, law.num_tokens, Trajectory.of_law(law)) as writer:
+        for tokens in source.blocks():
+            if len(tokens):
+                writer.add_documents(tokens)
+            progress(len(tokens))
+        return writer.finish({"kind": "nca", "vocab_size": law.vocab_size, "origin": source.origin()})
+
+
+def existing(prefix: Path, law: NcaLaw, num_sequences: int, seed: int) -> Manifest | None:
+    """The manifest of PREFIX if it was made with just these settings, None if there is nothing.
+
+    Raises DataError if something else is there: a dataset of other settings, a damaged one, or files without manifest.
+    """
+    if not part(prefix, "json").exists():
+        if part(prefix, "bin").exists() and part(prefix, "idx").exists():
+            raise DataError(
+                f"{prefix}.bin: files without a manifest are there, and they are not overwritten. "
+                f"Cure: choose another output, or remove {prefix}.bin and {prefix}.idx."
+            )
+        return None
+    manifest = Manifest.load(prefix)
+    wanted = to_dict(identity(law, num_sequences, seed))
+    different = [name for name, value in _flat(wanted).items() if _flat(manifest.origin).get(name, "absent") != value]
+    if different:
+        there = ", ".join(
+            f"{name} = {_flat(manifest.origin).get(name, 'absent')!r} (asked: {_flat(wanted)[name]!r})"
+            for name in different
+        )
+        raise DataError(
+            f"{prefix}: a whole dataset made with other settings is there: {there}. "
+            f"Cure: choose another output, or remove {prefix}.bin, .idx and .json."
+        )
+    return manifest
+
+
+def _flat(origin: dict) -> dict:
+    law = origin.get("law")
+    rest = {name: value for name, value in origin.items() if name != "law"}
+    return {**rest, **{f"law.{name}": value for name, value in (law or {}).items()}}
+
+
+def size_bytes(law: NcaLaw, num_sequences: int) -> int:
+    """Bytes of .bin and .idx."""
+    return num_sequences * (law.document_tokens * optimal_dtype(law.num_tokens).itemsize + INDEX_BYTES) + 64
+
+
+def check_space(law: NcaLaw, num_sequences: int, prefix: Path) -> None:
+    """Raises DataError if the disk of `prefix` has too little free space."""
+    folder = Path(prefix).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free, need = shutil.disk_usage(folder).free, size_bytes(law, num_sequences)
+    if need > free:
+        raise DataError(
+            explain(
+                "sequences",
+                num_sequences,
+                f"needs {need / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB free.",
+                "free some space, choose another folder or fewer sequences.",
+            )
+        )
