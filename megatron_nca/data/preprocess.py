@@ -1,14 +1,15 @@
 """A JSONL corpus and a tokenizer to indexed datasets, as Megatron-LM's tools/preprocess_data.py does."""
 
 import contextlib
+import io
 import multiprocessing
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,18 @@ from megatron_nca.errors import DataError, explain
 BATCH_BYTES = 1 << 19
 """Lines of about this many bytes go to a worker at once."""
 TOKENIZER_TYPE = "SentencePieceTokenizer"
+BATCHES_AHEAD = 3
+"""Batches handed to each worker before the result of the first is taken."""
 
-Batch = tuple[int, list[bytes]]
-"""The number of its first line, and its lines."""
+
+@dataclass(frozen=True)
+class Batch:
+    """A stretch of the input of whole lines; a worker reads it itself."""
+
+    first_line: int
+    offset: int
+    size: int
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -69,24 +79,25 @@ class _Encoder:
                                     "train the tokenizer with one, or leave the flag out."))
 
     def encode(self, batch: Batch) -> Encoded:
-        first, lines = batch
         source, keys = self.settings.input, list(self.settings.json_keys)
-        texts = [parse_line(source, number, line, keys) for number, line in enumerate(lines, first)]
+        lines = list(io.BytesIO(_read(source, batch)))  # not splitlines(), which also splits at a lone \r
+        texts = [parse_line(source, number, line, keys) for number, line in enumerate(lines, batch.first_line)]
         columns = [[np.array(self.processor.encode(text) + self.eod, dtype=np.int32) for text in column if text]
                    for column in zip(*texts, strict=True)]
-        return Encoded(len(lines), sum(map(len, lines)), columns)
+        return Encoded(len(lines), batch.size, columns)
 
 
-_encoder: _Encoder | None = None  # of a worker process
-
-
-def _start_worker(settings: Preprocessing) -> None:
-    global _encoder
-    _encoder = _Encoder(settings)
-
-
-def _encode_in_worker(batch: Batch) -> Encoded:
-    return _encoder.encode(batch)
+def _work(settings: Preprocessing, connection: Connection) -> None:
+    """A worker process: batches in, Encoded or a user's error out, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    encoder = _Encoder(settings)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            batch = connection.recv()
+            try:
+                connection.send(encoder.encode(batch))
+            except DataError as error:
+                connection.send(error)
 
 
 def preprocess(settings: Preprocessing, output_prefix: Path, workers: int = 1,
@@ -149,34 +160,61 @@ def _present(prefix: Path, origin: dict) -> Manifest | None:
 
 
 def _batches(path: Path) -> Iterator[Batch]:
-    first, lines, size = 1, [], 0
+    first, offset, size = 1, 0, 0
     for number, line in read_lines(path):
-        lines.append(line)
         size += len(line)
         if size >= BATCH_BYTES:
-            yield first, lines
-            first, lines, size = number + 1, [], 0
-    if lines:
-        yield first, lines
+            yield Batch(first, offset, size)
+            first, offset, size = number + 1, offset + size, 0
+    if size:
+        yield Batch(first, offset, size)
+
+
+def _read(path: Path, batch: Batch) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(batch.offset)
+            return file.read(batch.size)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
 
 
 def _encode_in_order(settings: Preprocessing, batches: Iterator[Batch], workers: int) -> Iterator[Encoded]:
-    """Encode in worker processes, a few batches ahead, results in the order of the input."""
-    # An executor and not a Pool: a Pool whose worker is killed waits for ever.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (settings,)) as pool:
-        ahead: deque = deque()
-        try:
-            for batch in batches:
-                ahead.append(pool.submit(_encode_in_worker, batch))
-                if len(ahead) >= 3 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        except BrokenProcessPool as error:
-            raise DataError(f"{settings.input}: a worker process died, perhaps for want of memory. "
-                            f"Cure: fewer than --workers {workers}, or more memory.") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    """Encode in worker processes, each in its turn, so that results come in the order of the input."""
+    # A pipe a worker, because a pool does not end when one of its workers is killed (multiprocessing.Pool waits for
+    # ever; so did ProcessPoolExecutor of Python 3.11 here), while a pipe whose other end is gone says so at once.
+    context, started = multiprocessing.get_context("spawn"), []
+    waiting: deque[Connection] = deque()
+    try:
+        for _ in range(workers):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(settings, there), daemon=True)
+            process.start()
+            there.close()
+            started.append((process, here))
+        for turn, batch in enumerate(batches):
+            waiting.append(started[turn % workers][1])
+            waiting[-1].send(batch)
+            if len(waiting) >= BATCHES_AHEAD * workers:
+                yield _receive(waiting.popleft())
+        while waiting:
+            yield _receive(waiting.popleft())
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise DataError(f"{settings.input}: a worker process died, perhaps for want of memory. "
+                        f"Cure: fewer than --workers {workers}, or more memory.") from error
+    finally:
+        for process, connection in started:
+            connection.close()
+            process.terminate()
+        for process, _ in started:
+            process.join()
+
+
+def _receive(connection: Connection) -> Encoded:
+    result = connection.recv()
+    if isinstance(result, DataError):
+        raise result
+    return result
 
 
 class _Progress:

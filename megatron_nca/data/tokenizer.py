@@ -45,8 +45,9 @@ def train(source: Path, vocab_size: int, megabytes: float = 10.0, key: str = "te
             byte_fallback=True, split_digits=True, unk_id=0, eos_id=1, bos_id=-1, pad_id=-1, num_threads=1,
             minloglevel=2, max_sentence_length=4 * BLOCK_CHARACTERS)
     except RuntimeError as error:
-        raise DataError(explain("--vocab-size", vocab_size, f"sentencepiece refused: {str(error).splitlines()[0]}",
-                                "follow its advice, or give more text.")) from error
+        said = str(error).rpartition("] ")[2].strip() or str(error)
+        raise DataError(explain("--vocab-size", vocab_size, f"sentencepiece refuses this text: {said}",
+                                "choose a size within these limits, or give more text.")) from error
     return model.getvalue(), check_round_trip(model.getvalue(), _texts(source, key), characters)
 
 
@@ -86,14 +87,17 @@ def _escape(piece: str) -> str:
 
 def load(path: Path) -> sentencepiece.SentencePieceProcessor:
     """A sentencepiece model from a file. Raises DataError if it is missing or no such model."""
+    foreign = f"{path}: is no sentencepiece model. Cure: give a .model made by data_tools/train_tokenizer.py."
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        if not content:  # sentencepiece would take it for "load later"
+            raise DataError(foreign)
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). "
                         "Cure: make it with data_tools/train_tokenizer.py.") from error
     except RuntimeError as error:
-        raise DataError(f"{path}: is no sentencepiece model. "
-                        "Cure: give a .model made by data_tools/train_tokenizer.py.") from error
+        raise DataError(foreign) from error
 
 
 def _texts(source: Path, key: str) -> Iterator[str]:

@@ -1,0 +1,162 @@
+"""data_tools/: the programs as a user and the plan call them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ["stdlib_corpus", "train_tokenizer", "preprocess_corpus", "verify_dataset"]
+
+
+def start(tool, *arguments, **kwargs):
+    return subprocess.Popen([sys.executable, str(ROOT / "data_tools" / f"{tool}.py"), *map(str, arguments)], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)}, **kwargs)
+
+
+def call(tool, *arguments, code=0, **kwargs):
+    """Run a tool, require its exit code and no traceback; returns (stdout, stderr)."""
+    process = start(tool, *arguments, **kwargs)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, (out, err)
+    assert "Traceback" not in err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """What the plan runs for a corpus dataset, on a small JSONL file."""
+    folder = tmp_path_factory.mktemp("tools")
+    records = [{"text": f"def f{i}(x):\n\treturn x  + {i}  # é\n" * (i % 9 + 1)} for i in range(400)]
+    (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    call("stdlib_corpus", "--input", folder / "in.jsonl", "--output-dir", folder / "data")
+    data = folder / "data"
+    call("train_tokenizer", "--input", data / "train.jsonl", "--model-prefix", data / "tokenizer", "--vocab-size", 300)
+    for part in ("train", "validation"):
+        call("preprocess_corpus", *flags(data, part))
+    return data
+
+
+def flags(data, part, workers=1):
+    return ["--input", data / f"{part}.jsonl", "--output-prefix", data / part,
+            "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", data / "tokenizer.model", "--append-eod",
+            "--workers", workers]
+
+
+def test_the_plans_commands_make_the_run_folders_files(corpus):
+    from megatron_nca.config.recipe import Dataset
+    from megatron_nca.run_dir import DatasetFolder
+
+    folder, dataset = DatasetFolder(corpus), Dataset(source="corpus", input="x", vocab_size=300)
+    assert folder.tokenizer.is_file()
+    for part in ("train", "validation"):
+        assert folder.jsonl(part).is_file()
+        for ending in ("bin", "idx", "json"):
+            assert Path(f"{folder.prefix(part, dataset)}.{ending}").is_file()
+    assert not [path for path in corpus.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_call_says_that_all_is_there(corpus):
+    out, err = call("preprocess_corpus", *flags(corpus, "train", workers=2))
+    assert "already whole" in err and "unigram entropy" in out
+
+
+def test_the_standard_library_is_collected(tmp_path):
+    out, _ = call("stdlib_corpus", "--output-dir", tmp_path)
+    assert "not UTF-8" in out and (tmp_path / "train.jsonl").stat().st_size > 5_000_000
+
+
+def test_verify_accepts_the_whole_and_names_the_broken(corpus, tmp_path):
+    out, _ = call("verify_dataset", corpus / "train_text_document", corpus / "validation_text_document.bin")
+    assert out.count("Structure, ranges, hashes and manifest agree") == 2
+    for ending in ("bin", "idx"):
+        (tmp_path / f"foreign.{ending}").write_bytes((corpus / f"train_text_document.{ending}").read_bytes())
+    out, _ = call("verify_dataset", tmp_path / "foreign")
+    assert "no manifest" in out
+    for ending in ("bin", "idx", "json"):
+        content = bytearray((corpus / f"train_text_document.{ending}").read_bytes())
+        if ending == "bin":
+            content[1001] ^= 1  # another token, in range or not
+        (tmp_path / f"broken.{ending}").write_bytes(content)
+    out, err = call("verify_dataset", tmp_path / "broken", corpus / "train_text_document", code=2)
+    assert "broken" in err and "1 of 2 datasets are not sound" in err and "agree" in out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_line_is_one_message_and_exit_2(corpus, tmp_path, workers):
+    for name in ("train.jsonl", "tokenizer.model"):
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    with open(tmp_path / "train.jsonl", "a") as file:
+        file.write("{oops\n")
+    lines = len((tmp_path / "train.jsonl").read_text().splitlines())
+    _, err = call("preprocess_corpus", *flags(tmp_path, "train", workers), code=2)
+    assert f"train.jsonl:{lines}: is not JSON" in err and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.model", "train.jsonl"]
+
+
+def test_other_user_errors_are_one_message_and_exit_2(corpus, tmp_path):
+    for tool, arguments in [
+        ("stdlib_corpus", ["--output-dir", tmp_path / "d", "--input", tmp_path / "none.jsonl"]),
+        ("stdlib_corpus", ["--output-dir", tmp_path / "d", "--held-out-share", "2"]),
+        ("train_tokenizer", ["--input", corpus / "train.jsonl", "--model-prefix", tmp_path / "t", "--vocab-size", 100]),
+        ("train_tokenizer", ["--input", tmp_path / "none", "--model-prefix", tmp_path / "t", "--vocab-size", "300"]),
+        ("verify_dataset", [tmp_path / "none"]),
+    ]:
+        _, err = call(tool, *arguments, code=2)
+        assert "Cure:" in err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("after_seconds", [0, 0.7])
+def test_a_killed_worker_ends_the_run(corpus, tmp_path, after_seconds):
+    (tmp_path / "tokenizer.model").write_bytes((corpus / "tokenizer.model").read_bytes())
+    line = json.dumps({"text": "x = [1, 2, 3]\n" * 20_000}) + "\n"
+    (tmp_path / "train.jsonl").write_text(line * 200)
+    process = start("preprocess_corpus", *flags(tmp_path, "train", 2))
+    deadline = time.monotonic() + 30
+    while not (workers := spawned(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(after_seconds)
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "a worker process died" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.model", "train.jsonl"]
+
+
+def spawned(pid):
+    """Worker processes of `pid`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            pass
+    return found
+
+
+def test_a_full_disk_is_one_message(corpus, tmp_path):
+    import resource
+
+    (tmp_path / "tokenizer.model").write_bytes((corpus / "tokenizer.model").read_bytes())
+    (tmp_path / "train.jsonl").write_text((json.dumps({"text": "x = [1, 2, 3]\n" * 2_000}) + "\n") * 100)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
+    _, err = call("preprocess_corpus", *flags(tmp_path, "train"), code=2, preexec_fn=limit)
+    assert "train_text_document.bin: cannot be written" in err
+    _, err = call("train_tokenizer", "--input", corpus / "train.jsonl", "--model-prefix", tmp_path / "t",
+                  "--vocab-size", 300, code=2, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
+    assert "cannot be written" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.model", "train.jsonl"]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_shows_an_example(tool):
+    out, _ = call(tool, "--help")
+    assert "Example:" in out and f"python data_tools/{tool}.py" in out
