@@ -146,14 +146,14 @@ def _arm_steps(recipe: Recipe, run_folder: RunFolder, arm: str, seed: int) -> li
 
 
 def _carry(recipe: Recipe, run_folder: RunFolder, arm: str, seed: int, position: int) -> list[object]:
-    """The flags that name what a phase takes over from the one before it; none for a start from scratch."""
+    """The flags that name what a phase takes over from the one before it."""
     start = recipe.arms[arm].steps[position].start
     if not start.carry:
-        return []
+        return ["--carry", "none"]
     previous = recipe.arms[arm].steps[position - 1].phase
     source = run_folder.phase(recipe.home_arm(arm, position - 1), seed, previous)
     flags = ["--from", source.checkpoints.path, "--carry", *start.carry]
-    return [*flags, "--layers", *start.layers] if start.layers else flags
+    return [*flags, "--layers", "{}:{}".format(*start.layers)] if start.layers else flags
 
 
 def _train(phase: Phase, step: ArmStep, run_folder: RunFolder, arm: str, seed: int) -> tuple[tuple[str, ...], int]:

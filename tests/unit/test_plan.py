@@ -66,7 +66,8 @@ def test_commands(recipe_values):
         "--to runs/x/arms/attention/seed0/text/initial --recipe runs/x/recipe.yaml --phase text --seed 0"
     )
     assert transfer.done == Path("runs/x/arms/attention/seed0/text/initial/account.json")
-    assert "--from" not in steps["text scratch seed0: convert transfer"].command
+    scratch = words(steps["text scratch seed0: convert transfer"])
+    assert "--from" not in scratch and "transfer --carry none --to" in scratch
     preprocess = steps["data text validation: preprocess"]
     assert Path(preprocess.command[1]).is_file()
     assert preprocess.done == Path("runs/x/data/text/validation_text_document.json")
@@ -86,7 +87,7 @@ def test_ranks_are_started_by_torchrun_and_a_single_process_is_not(recipe_values
 def test_layers_are_passed_on(recipe_values):
     recipe_values["arms"]["nca"]["steps"][1]["start"]["layers"] = [0, 1]
     steps = {step.name: step for step in plan.steps(recipe_from_dict(recipe_values), RUN)}
-    assert "--layers 0 1" in words(steps["text nca seed0: convert transfer"]).replace("0:1", "0 1")
+    assert "--carry all --layers 0:1 " in words(steps["text nca seed0: convert transfer"])
 
 
 def test_a_dataset_whose_files_have_other_sizes_is_not_whole(tmp_path):
