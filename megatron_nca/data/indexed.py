@@ -7,6 +7,7 @@ Format: megatron/core/datasets/indexed_dataset.py. Here a sequence is a document
 """
 
 import contextlib
+import glob
 import hashlib
 import mmap
 import os
@@ -93,6 +94,7 @@ class IndexedWriter:
     def __enter__(self) -> "IndexedWriter":
         with self._translated("bin"):
             self.prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
             self._bin = _HashedFile(part(self.prefix, "bin"))
         return self
 
@@ -102,6 +104,15 @@ class IndexedWriter:
             if file is not None:
                 file.discard()
         self._bin = None
+
+    def _remove_leftovers(self) -> None:
+        """What a killed process left aside for this prefix would fill the disk in silence."""
+        for ending in ("bin", "idx"):
+            pattern = f".{glob.escape(part(self.prefix, ending).name)}.*.tmp"
+            for path in self.prefix.parent.glob(pattern):
+                writer = path.name.split(".")[-2]
+                if writer.isdigit() and not Path(f"/proc/{writer}").exists() and Path("/proc/self").exists():
+                    files.remove(path)
 
     @property
     def documents(self) -> int:

@@ -35,6 +35,7 @@ def processor(model):
 def test_layout_is_kept_and_has_pieces_of_its_own(processor):
     for text in [*SOURCE, tokenizer.PROBE, "", " ", "\n\n\n", "\t\t", "   x   ", "\r\n"]:
         assert processor.decode(processor.encode(text)) == text
+    assert processor.id_to_piece(processor.encode("x"))[0] == "x"  # no dummy space before it
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     assert processor.get_piece_size() == 330 and processor.eos_id() == 1 and processor.unk_id() == 0
     assert "▁▁▁▁" in pieces and any("\n" in piece for piece in pieces)

@@ -99,6 +99,9 @@ with IndexedWriter(sys.argv[1], 100) as writer:
     assert names(tmp_path) and all(name.startswith(".") and name.endswith(".tmp") for name in names(tmp_path))
     with pytest.raises(DataError, match="is missing"):
         IndexedReader(tmp_path / "x")
+    (tmp_path / f".x.bin.{os.getpid()}.tmp.other").touch()
+    write(tmp_path / "x", 3)
+    assert names(tmp_path) == [f".x.bin.{os.getpid()}.tmp.other", "x.bin", "x.idx", "x.json"]
 
 
 @pytest.mark.parametrize("old", [False, True])
