@@ -1,0 +1,71 @@
+"""Files appear whole or not at all."""
+
+import errno
+import hashlib
+import os
+
+import pytest
+
+from megatron_nca import files
+from megatron_nca.errors import DataError
+
+
+def test_a_file_is_there_only_after_the_block(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    with files.publish(path) as aside:
+        aside.write_text("x")
+        assert not path.exists() and aside.parent == path.parent
+    assert path.read_text() == "x"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt()])
+def test_a_failure_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)), files.publish(path) as aside:
+        aside.write_text("new")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    path = tmp_path / "report"
+    for name in ("old", "new"):
+        with files.publish(path) as aside:
+            aside.mkdir()
+            (aside / name).write_text(name)
+    assert os.listdir(path) == ["new"]
+    assert os.listdir(tmp_path) == ["report"]
+
+
+@pytest.mark.parametrize(("number", "cure"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "may write to")])
+def test_what_the_system_refuses_becomes_a_sentence_with_a_cure(tmp_path, number, cure):
+    path = tmp_path / "a.txt"
+    with pytest.raises(DataError, match=cure), files.publish(path) as aside:
+        aside.write_text("half")
+        raise OSError(number, os.strerror(number))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="cannot be written"):
+        files.write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_sha256_and_remove(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"x" * (2**20 + 1))
+    assert files.sha256(path) == hashlib.sha256(b"x" * (2**20 + 1)).hexdigest()
+    files.remove(path)
+    files.remove(path)
+    assert not path.exists()
+
+
+def test_a_link_to_a_folder_is_removed_without_the_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    files.remove(tmp_path / "link")
+    assert os.listdir(tmp_path) == ["folder"]
