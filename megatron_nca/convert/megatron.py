@@ -50,9 +50,10 @@ def find_checkpoint(path: Path) -> tuple[Path, str | None]:
     if not folders and not (path / _SERIES_FILE).is_file():
         raise CheckpointError(f"{path}: is not a whole checkpoint ({METADATA_FILE} is missing), nor a series "
                               f"({_SERIES_FILE} is missing). Cure: give the folder of one iteration.")
-    whole = [n for n, folder in folders.items() if all((folder / name).is_file() for name in _FILES_OF_A_WHOLE_ONE)]
+    whole = [n for n, folder in folders.items() if all((folder / f).is_file() for f in _FILES_OF_A_WHOLE_ONE)]
     if not whole:
-        raise CheckpointError(f"{path}: none of its {len(folders)} iterations is a whole checkpoint. Cure: resume the training that writes it.")
+        raise CheckpointError(f"{path}: none of its {len(folders)} iterations is a whole checkpoint. "
+                              "Cure: resume the training that writes it.")
     chosen = max(whole)
     broken = sorted(n for n in folders if n > chosen)
     note = f"{path}: takes iteration {chosen}, the newest whole one"
@@ -71,14 +72,17 @@ def read(folder: Path) -> CanonicalCheckpoint:
     unexplained = [key for key in (*table, *reader.objects) if key not in model_keys and not _reason_to_ignore(key)]
     if unexplained:
         raise CheckpointError(f"{folder}: holds {len(unexplained)} keys that are no part of this model: "
-                              f"{', '.join(unexplained[:8])}. Cure: only checkpoints of this project's models can be converted.")
+                              f"{', '.join(unexplained[:8])}. "
+                              "Cure: only checkpoints of this project's models can be converted.")
     tensors = [_tensor(reader, table, name, key, None) for name, key in OTHER_KEYS.items() if key in table]
     for kind, key in LAYER_KEYS.items():
         if key in table:
-            tensors += [_tensor(reader, table, f"layers.{layer}.{kind}", key, layer) for layer in range(table[key][0][0])]
+            num_layers = (table[key][0] or (0,))[0]
+            tensors += [_tensor(reader, table, f"layers.{n}.{kind}", key, n) for n in range(num_layers)]
     ignored = [Ignored(key, _reason_to_ignore(key), table[key][0]) for key in table if key not in model_keys]
     ignored += [Ignored(key, _reason_to_ignore(key)) for key in reader.objects]
-    checkpoint = CanonicalCheckpoint(str(folder), run_config.model, tuple(tensors), tuple(ignored), run_config.iteration)
+    checkpoint = CanonicalCheckpoint(
+        str(folder), run_config.model, tuple(tensors), tuple(ignored), run_config.iteration)
     checkpoint.check()
     return checkpoint
 

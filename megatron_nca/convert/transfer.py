@@ -7,8 +7,9 @@ an error. Optimizer, schedule and random states are never carried.
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +65,11 @@ def select(names: Iterable[str], layers: tuple[int, int] | None = None) -> Selec
         if name not in COMPONENTS and name not in ALIASES:
             raise ConfigError(f"--carry {name}: is no component.{suggest(name, [*COMPONENTS, *ALIASES])}")
     if "none" in names and len(names) > 1:
-        raise ConfigError(explain("--carry", " ".join(names), "'none' excludes the others.", "give 'none' alone, or leave it out."))
+        raise ConfigError(explain("--carry", " ".join(names), "'none' excludes the others.", "give it alone, or not."))
     wanted = {part for name in names for part in ALIASES.get(name, (name,))}
     if layers is not None and not wanted & set(_BY_LAYER):
-        raise ConfigError(explain("--layers", f"{layers[0]}:{layers[1]}", f"--carry {' '.join(names)} carries nothing that lies in layers.", "leave it out."))
+        reason = f"--carry {' '.join(names)} carries nothing that lies in layers."
+        raise ConfigError(explain("--layers", f"{layers[0]}:{layers[1]}", reason, "leave it out."))
     return Selection(tuple(part for part in COMPONENTS if part in wanted), layers)
 
 
@@ -77,7 +79,8 @@ class Transfer:
     Raises CheckpointError for a source of another shape, ConfigError for a selection that does not fit.
     """
 
-    def __init__(self, source: CanonicalCheckpoint | None, target: ModelConfig, selection: Selection, seed: int) -> None:
+    def __init__(self, source: CanonicalCheckpoint | None, target: ModelConfig, selection: Selection,
+                 seed: int) -> None:
         self.source, self.target, self.selection, self.seed = source, target, selection, seed
         self._check()
         self._rows = {spec.name: self._row(spec) for spec in tensor_table(target)}
@@ -88,21 +91,25 @@ class Transfer:
         if not self.selection.components:
             return
         if self.source is None:
-            raise ConfigError(explain("--carry", " ".join(self.selection.components), "there is nothing to carry from.", "add --from CHECKPOINT, or --carry none."))
-        shaping = list(_SHAPING)
-        bound = [part for part in ("embedding", "head") if part in self.selection.components]
-        different = [f"model.{name} is {getattr(self.source.model, name)} there and {getattr(self.target, name)} in the target"
-                     for name in shaping if getattr(self.source.model, name) != getattr(self.target, name)]
-        if bound and self.source.model.vocab_size != self.target.vocab_size:
-            different.append(f"vocab_size is {self.source.model.vocab_size} there and {self.target.vocab_size} in the target, "
-                             f"which matters as {' and '.join(bound)} should be carried (leave them out of --carry)")
-        if different:
-            raise CheckpointError(f"{self.source.origin}: cannot be carried into the target model: {'; '.join(different)}. "
-                                  "Cure: use the same model in both phases, or --carry none.")
-        layers = self.selection.layers
-        if layers is not None and not 0 <= layers[0] < layers[1] <= self.target.num_layers:
-            raise ConfigError(explain("--layers", f"{layers[0]}:{layers[1]}", f"is no range within the {self.target.num_layers} layers 0:{self.target.num_layers}.",
+            raise ConfigError(explain("--carry", " ".join(self.selection.components), "there is nothing to carry from.",
+                                      "add --from CHECKPOINT, or --carry none."))
+        self._check_same_model(self.source.model)
+        layers, num_layers = self.selection.layers, self.target.num_layers
+        if layers is not None and not 0 <= layers[0] < layers[1] <= num_layers:
+            raise ConfigError(explain("--layers", f"{layers[0]}:{layers[1]}", f"is no range within 0:{num_layers}.",
                                       "give FIRST:LAST, LAST not included."))
+
+    def _check_same_model(self, source: ModelConfig) -> None:
+        different = [f"model.{name} is {getattr(source, name)} there and {getattr(self.target, name)} in the target"
+                     for name in _SHAPING if getattr(source, name) != getattr(self.target, name)]
+        bound = [part for part in ("embedding", "head") if part in self.selection.components]
+        if bound and source.vocab_size != self.target.vocab_size:
+            different.append(f"vocab_size is {source.vocab_size} there and {self.target.vocab_size} in the target "
+                             f"(it binds {' and '.join(bound)}; leave {'them' if bound[1:] else 'it'} out of --carry)")
+        if different:
+            raise CheckpointError(f"{self.source.origin}: cannot be carried into the target model: "
+                                  f"{'; '.join(different)}. "
+                                  "Cure: use the same model in both phases, or --carry none.")
 
     def _row(self, spec: TensorSpec) -> Row:
         if self.selection.covers(spec):
@@ -110,18 +117,20 @@ class Transfer:
             return Row(spec.name, "carried", spec.shape, spec.component, spec.layer, note=note)
         padding = spec.filled_rows is not None and spec.filled_rows < spec.shape[0]
         note = f"rows {spec.filled_rows} to {spec.shape[0] - 1} are padding and zero" if padding else None
-        return Row(spec.name, "re-initialised", spec.shape, spec.component, spec.layer, str(spec.law), self.seed, note=note)
+        return Row(spec.name, "re-initialised", spec.shape, spec.component, spec.layer, str(spec.law), self.seed,
+                   note=note)
 
     def result(self) -> CanonicalCheckpoint:
         """The new checkpoint; reading a carried tensor also enters its hash into the account."""
-        tensors = tuple(CanonicalTensor(spec.name, spec.shape, "float32", self._reader(spec)) for spec in tensor_table(self.target))
-        return CanonicalCheckpoint("the new checkpoint", self.target, tensors)
+        tensors = [CanonicalTensor(spec.name, spec.shape, "float32", self._reader(spec))
+                   for spec in tensor_table(self.target)]
+        return CanonicalCheckpoint("the new checkpoint", self.target, tuple(tensors))
 
     def run_config(self, recipe: str | None = None, phase: str | None = None) -> RunConfig:
         return RunConfig(model=self.target, recipe=recipe, phase=phase, seed=self.seed)
 
     def account(self) -> dict:
-        """The account of every tensor of both checkpoints, fit for JSON. Reads carried tensors not read yet, for their hashes."""
+        """The account of every tensor of both checkpoints, fit for JSON; reads what it must for the hashes."""
         for row in self._rows.values():
             if row.action == "carried" and row.sha256 is None:
                 self._carry(row)
@@ -130,8 +139,8 @@ class Transfer:
     def outline(self) -> dict:
         """The account without reading any tensor: hashes are null where they are not known yet."""
         rows = [*self._rows.values(), *self._dropped()]
-        source = None if self.source is None else {"checkpoint": self.source.origin, "iteration": self.source.iteration,
-                                                   "model": to_dict(self.source.model)}
+        source = self.source and {"checkpoint": self.source.origin, "iteration": self.source.iteration,
+                                  "model": to_dict(self.source.model)}
         return {"format": "megatron_nca account", "version": 1, "source": source, "model": to_dict(self.target),
                 "carry": list(self.selection.components), "layers": to_dict(self.selection.layers), "seed": self.seed,
                 "totals": _totals(rows), "tensors": [to_dict(row) for row in rows]}
@@ -145,9 +154,9 @@ class Transfer:
                 for t in self.source.tensors if t.name not in carried]
         return rows + [Row(item.key, "dropped", item.shape, note=item.reason) for item in self.source.ignored]
 
-    def _reader(self, spec: TensorSpec):
+    def _reader(self, spec: TensorSpec) -> Callable[[], np.ndarray]:
         row = self._rows[spec.name]
-        return (lambda: self._carry(row)) if row.action == "carried" else (lambda: initial_tensor(spec, self.seed))
+        return partial(self._carry, row) if row.action == "carried" else partial(initial_tensor, spec, self.seed)
 
     def _carry(self, row: Row) -> np.ndarray:
         values = np.ascontiguousarray(self.source.tensor(row.name).read())
@@ -184,9 +193,10 @@ def format_account(account: dict) -> str:
         if any(cells):
             lines.append((part if part != "other" else "not weights", *cells, ", ".join(sorted(laws))))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-    notes = sorted({f"{row['component']}: {row['note']}" for row in account["tensors"] if row["note"] and row["component"] and row["action"] != "dropped"})
-    return "\n".join([text, *notes])
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    notes = {f"{row['component']}: {row['note']}" for row in account["tensors"]
+             if row["note"] and row["action"] != "dropped"}
+    return "\n".join(["  ".join(line).rstrip() for line in padded] + sorted(notes))
 
 
 def _cell(total: dict | None) -> str:

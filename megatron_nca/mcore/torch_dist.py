@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,11 @@ class TorchDistReader:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self._metadata = _read_metadata(self.folder)
-        self._check_files()
+        try:
+            self._check_files()
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.folder / METADATA_FILE}: is not a table of tensors ({error}). "
+                                  "Cure: use another checkpoint.") from error
 
     @property
     def table(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -101,7 +106,9 @@ class TorchDistReader:
         """
         entry = self._metadata.state_dict_metadata[key]
         shape = tuple(entry.size)
-        first, size = ((0,) * len(shape), shape) if layer is None else ((layer,) + (0,) * (len(shape) - 1), (1, *shape[1:]))
+        first, size = (0,) * len(shape), shape
+        if layer is not None:
+            first, size = (layer, *first[1:]), (1, *shape[1:])
         result, covered = None, 0
         for chunk in entry.chunks:
             low = [max(a, b) for a, b in zip(first, chunk.offsets, strict=True)]
@@ -127,6 +134,7 @@ class TorchDistReader:
         try:
             with open(path, "rb") as file:
                 view = io.BufferedReader(_FileSlice(file, place.offset, place.length))
+                _check_sums(view)
                 data = torch.load(view, map_location="cpu", weights_only=True)
         except Exception as error:  # what torch.load raises on damaged bytes is not of one kind
             raise CheckpointError(f"{path}: the chunk of {key} at byte {place.offset} is damaged "
@@ -142,12 +150,13 @@ class TorchDistReader:
             for chunk in getattr(entry, "chunks", ()):
                 place = self._metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
                 if place is None or Path(place.relative_path).name != place.relative_path:
-                    raise CheckpointError(f"{self.folder / METADATA_FILE}: says of {key} no file inside the checkpoint. "
-                                          "Cure: use another checkpoint of the series.")
+                    raise CheckpointError(f"{self.folder / METADATA_FILE}: names no file inside the checkpoint for "
+                                          f"{key}. Cure: use another checkpoint of the series.")
                 path = self.folder / place.relative_path
                 size = sizes.setdefault(place.relative_path, path.stat().st_size if path.is_file() else -1)
                 if size < place.offset + place.length:
-                    state = "is missing" if size < 0 else f"is truncated: it has {size} bytes and needs {place.offset + place.length}"
+                    needed = place.offset + place.length
+                    state = "is missing" if size < 0 else f"is truncated: it has {size} bytes and needs {needed}"
                     raise CheckpointError(f"{path}: {state}. Cure: use another checkpoint of the series.")
 
 
@@ -157,7 +166,7 @@ def read_tensor_table(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], str]
 
 
 def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dict) -> None:
-    """Write a checkpoint that `megatron.core.dist_checkpointing.load` reads at any layout, one chunk in memory at a time.
+    """Write a checkpoint that `megatron.core.dist_checkpointing.load` reads at any layout; one chunk is in memory.
 
     `folder` is created; publishing it is the caller's. The bytes depend on the tensors only. Raises CheckpointError
     if the disk has too little free space, OSError from writing.
@@ -167,8 +176,8 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
     folder.mkdir(parents=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the checkpoint needs {needed / 1e6:.0f} MB. "
-                              "Cure: free some space or choose another folder.")
+        raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the checkpoint needs "
+                              f"{needed / 1e6:.0f} MB. Cure: free some space or choose another folder.")
     table, places = {}, {}
     properties = TensorProperties(dtype=torch.float32)
     with open(folder / _DATA_FILE, "wb") as file:
@@ -211,14 +220,30 @@ def _read_metadata(folder: Path) -> Metadata:
     return metadata
 
 
+def _check_sums(file: BinaryIO) -> None:
+    """Compare a chunk, a zip archive, with the CRC-32 sums in it: torch.load does not. Raises zipfile.BadZipFile.
+
+    Files written under torch.serialization.set_crc32_options(False) say 0 for every sum and pass.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.CRC:
+                with archive.open(entry) as content:
+                    while content.read(1 << 20):
+                        pass
+    file.seek(0)
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     """Knows the classes of torch's checkpoint metadata and nothing else."""
 
     def find_class(self, module: str, name: str) -> object:
-        if name in _KNOWN_CLASSES.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _KNOWN_CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise CheckpointError(f"{METADATA_FILE}: names {module}.{name}, which is no part of a checkpoint's table and "
-                              "could run code; it was not loaded. Cure: use only checkpoints that Megatron or this project wrote.")
+                              "could run code; it was not loaded. "
+                              "Cure: use only checkpoints that Megatron or this project wrote.")
 
 
 class _FileSlice(io.RawIOBase):
