@@ -1,0 +1,62 @@
+"""launch/local.sh: the torchrun command that it makes of a recipe."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "local.sh"
+DEMO = "launch/recipes/demo.yaml"
+RELEASED = "launch/recipes/released_openwebtext.yaml"
+
+
+def launch(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    settings = {**os.environ, "PYTHON": sys.executable, "DRY_RUN": "1", **environment}
+    command = ["bash", str(SCRIPT), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings, timeout=60)
+
+
+def test_one_machine():
+    result = launch(DEMO, "--phase", "nca", "--run-dir", "runs/x")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[1:] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "megatron_nca", "train", DEMO, "--phase", "nca", "--run-dir", "runs/x"),
+    ]
+
+
+def test_overrides_count_when_the_ranks_are_counted():
+    output = launch(DEMO, "--phase", "nca", "--run-dir", "x", "phases.nca.parallel.pipeline=2").stdout
+    assert "--nproc-per-node 4" in output
+
+
+def test_two_machines_share_the_ranks():
+    words = (RELEASED, "--phase", "text", "--run-dir", "x")
+    output = launch(*words, NNODES="2", NODE_RANK="1", MASTER_ADDR="first").stdout
+    assert "--nnodes 2 --node-rank 1 --master-addr first --master-port 29400 --nproc-per-node 4" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        ((DEMO, "--run-dir", "x"), {}, "--phase is missing"),
+        ((DEMO, "--phase", "txt"), {}, "Known: nca, text"),
+        ((DEMO, "--phase", "text"), {"NNODES": "3", "NODE_RANK": "0", "MASTER_ADDR": "a"}, "does not divide"),
+        ((RELEASED, "--phase", "text"), {"NNODES": "2"}, "set NODE_RANK"),
+        (("none.yaml", "--phase", "text"), {}, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_launched_is_said(words, environment, message):
+    result = launch(*words, **environment)
+    assert result.returncode != 0
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert not result.stdout
+
+
+def test_help_is_its_own_head():
+    result = launch("--help")
+    assert result.returncode == 0 and result.stdout.startswith("Train one phase of a recipe")
+    assert launch().returncode == 1
