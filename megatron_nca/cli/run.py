@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_nca import __version__, plan
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import ConfigError, LaunchError
-from megatron_nca.files import write_text
+from megatron_nca.files import translate, write_text
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
 
@@ -93,8 +93,11 @@ def totals(recipe: Recipe) -> list[str]:
 @contextlib.contextmanager
 def locked(run_folder: RunFolder) -> Iterator[int]:
     """Hold the run folder's lock; the children inherit it, so it outlives a walker that is killed."""
-    run_folder.path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_folder.lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        run_folder.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_folder.lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise translate(error, run_folder.path) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,7 +116,8 @@ def record_source(run_folder: RunFolder) -> None:
     root = Path(plan.__file__).resolve().parent.parent
     state = f"megatron_nca {__version__}\n"
     commit = _git(root, "rev-parse", "HEAD")
-    if commit is None:
+    # An installed copy may lie inside someone else's checkout, which says nothing about this code.
+    if commit is None or _git(root, "rev-parse", "--show-prefix") != "\n":
         state += "not a git checkout\n"
     else:
         state += f"commit {commit}{_git(root, 'status', '--porcelain') or ''}{_git(root, 'diff', 'HEAD') or ''}"

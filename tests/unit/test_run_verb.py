@@ -183,3 +183,23 @@ def test_code_that_changed_between_two_walks_is_recorded(tmp_path, capsys):
     text = run.source.read_text()
     assert text.startswith("megatron_nca 0.0.0") and text.endswith(first)
     assert "the code has changed" in capsys.readouterr().out
+
+
+def test_a_copy_inside_another_checkout_is_not_taken_for_it(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    commit = ["commit", "-q", "--allow-empty", "-m", "x"]
+    subprocess.run(["git", "-C", str(tmp_path), *identity, *commit], check=True)
+    place = tmp_path / "site-packages" / "megatron_nca"
+    place.mkdir(parents=True)
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(plan, "__file__", str(place / "plan.py"))
+    verb.record_source(run)
+    assert run.source.read_text().endswith("not a git checkout\n")
+
+
+def test_a_run_folder_that_cannot_be_made_is_a_users_error(tmp_path, recipe_values, capsys):
+    (tmp_path / "file").write_text("")
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
+    assert main(["run", str(recipe), "--run-dir", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
