@@ -186,12 +186,26 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
             table[tensor.key] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
             for chunk in tensor.chunks:
                 start = file.tell()
-                torch.save(_as_tensor(tensor.key, chunk), file)
+                _save(_as_tensor(tensor.key, chunk), file)
                 places[MetadataIndex(tensor.key, chunk.offsets)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)
-    torch.save({"content_metadata": content_metadata}, folder / "common.pt")
+    with open(folder / "common.pt", "wb") as file:
+        _save({"content_metadata": content_metadata}, file)
     (folder / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
     with open(folder / METADATA_FILE, "wb") as file:
         pickle.dump(Metadata(table, storage_data=places, version="1.0.0"), file)
+
+
+def _save(value: object, file: BinaryIO) -> None:
+    """torch.save, but a full disk is the OSError it is: torch covers it with an error of its own archive writer."""
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError):
+                raise cause from None
+            cause = cause.__context__
+        raise
 
 
 def _as_tensor(key: str, chunk: Chunk) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
-from conftest import CONFIG, random_checkpoint, values, write_random
+from sample_checkpoints import CONFIG, random_checkpoint, values, write_random
 
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.config.schema import to_dict
@@ -74,13 +74,22 @@ def test_optimizer_random_and_extra_state_are_left_aside(tmp_path: Path, trained
     state["decoder.layers.self_attention.core_attention._extra_state/shard_0_1"] = b"bytes"
     checkpoint = megatron.read(save_as(tmp_path / "c", state))
     assert {item.key: item.reason for item in checkpoint.ignored} == {
-        "optimizer.state.exp_avg.output_layer.weight": "optimizer state", "optimizer.step": "optimizer state",
+        "optimizer.state.exp_avg.output_layer.weight": "optimizer state",
+        "optimizer.step": "optimizer state",
         "rng_state/shard_0_1": "random states",
-        "decoder.layers.self_attention.core_attention._extra_state/shard_0_1": "extra state"}
+        "decoder.layers.self_attention.core_attention._extra_state/shard_0_1": "extra state",
+    }
 
 
-@pytest.mark.parametrize("key", ["decoder.layers.self_attention.linear_qkv.bias", "decoder.layers.0.mlp.linear_fc1.weight",
-                                 "embedding.position_embeddings.weight", "head"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "decoder.layers.self_attention.linear_qkv.bias",
+        "decoder.layers.0.mlp.linear_fc1.weight",
+        "embedding.position_embeddings.weight",
+        "head",
+    ],
+)
 def test_an_unexplained_key_is_refused(tmp_path: Path, trained: Path, key: str):
     with pytest.raises(CheckpointError, match=f"1 keys that are no part of this model: {key}"):
         megatron.read(save_as(tmp_path / "c", {**stored(trained), key: torch.zeros(3, 4)}))
@@ -137,7 +146,10 @@ def test_a_series_gives_its_newest_whole_iteration(tmp_path: Path):
     for iteration in (100, 200, 1000):
         write_random(tmp_path / f"iter_{iteration:07d}")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("1000")
-    assert megatron.find_checkpoint(tmp_path) == (tmp_path / "iter_0001000", f"{tmp_path}: takes iteration 1000, the newest whole one.")
+    assert megatron.find_checkpoint(tmp_path) == (
+        tmp_path / "iter_0001000",
+        f"{tmp_path}: takes iteration 1000, the newest whole one.",
+    )
     (tmp_path / "iter_0001000" / ".metadata").unlink()
     folder, note = megatron.find_checkpoint(tmp_path)
     assert folder == tmp_path / "iter_0000200"
@@ -181,7 +193,7 @@ def test_without_run_config_it_is_refused(trained: Path):
 
 def test_malicious_objects_are_never_read(tmp_path: Path, trained: Path):
     """Byte entries can hold any pickle; opening, reading and converting leave them alone."""
-    from conftest import Bomb
+    from sample_checkpoints import Bomb
 
     mark = tmp_path / "mark"
     state = {**stored(trained), "rng_state/shard_0_1": pickle.dumps(Bomb(mark))}

@@ -1,0 +1,56 @@
+"""Real Megatron models that load, step and save checkpoints, for test_interop.py.
+
+    megatron_worker.py JOB.json        (under torchrun for more than one rank)
+
+The job is a list of mappings: `layout` and `precision` of the model, `load` a checkpoint, optional `steps` on random
+tokens, optional `save` a checkpoint, optional `dump` all weights of this rank as a .npz (one rank only).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_nca.config.model import ParallelConfig
+from megatron_nca.config.recipe import OptimizerConfig, Phase
+from megatron_nca.config.run_config import RunConfig, load_run_config
+from megatron_nca.config.schema import to_yaml
+from megatron_nca.mcore.engine import Engine
+from megatron_nca.mcore.parallel import Ranks, read_ranks
+
+
+def batches(vocab_size: int, length: int):
+    """Endless random micro-batches, the same on every rank."""
+    rng = np.random.default_rng(0)
+    while True:
+        tokens = torch.from_numpy(rng.integers(0, vocab_size, (2, length + 1)))
+        yield {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": torch.ones(2, length)}
+
+
+def execute(job: dict, ranks: Ranks) -> None:
+    model = load_run_config(job["load"]).model
+    phase = Phase(dataset="none", iterations=10, global_batch_size=2, micro_batch_size=2, precision=job["precision"],
+                  parallel=ParallelConfig(**job["layout"]), validation_sequences=2, optimizer=OptimizerConfig(lr=1e-2))
+    engine = Engine(model, phase, ranks, seed=0)
+    engine.load(Path(job["load"]))
+    data = batches(model.vocab_size, model.sequence_length)
+    for iteration in range(job.get("steps", 0)):
+        engine.train_step(data, iteration)
+    if "dump" in job:
+        np.savez(job["dump"], **{name: parameter.detach().float().numpy()
+                                 for name, parameter in engine.model.module.named_parameters()})
+    if "save" in job:
+        folder = Path(job["save"])
+        if ranks.is_first:
+            folder.mkdir(parents=True)
+            run_config = RunConfig(model=model, iteration=job.get("steps", 0), optimizer=True)
+            (folder / "run_config.yaml").write_text(to_yaml(run_config))
+        torch.distributed.barrier()
+        engine.save(folder)
+
+
+if __name__ == "__main__":
+    for item in json.loads(Path(sys.argv[1]).read_text()):
+        execute(item, read_ranks())

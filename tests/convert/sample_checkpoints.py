@@ -1,0 +1,47 @@
+"""Small checkpoints for the tests of conversion."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.run_config import RunConfig
+from megatron_nca.convert import megatron
+from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor
+from megatron_nca.initialise import tensor_table
+
+CONFIG = ModelConfig(num_layers=3, hidden_size=32, num_heads=4, num_query_groups=2, ffn_hidden_size=48, vocab_size=200)
+
+
+def random_checkpoint(config: ModelConfig = CONFIG, seed: int = 0) -> CanonicalCheckpoint:
+    """A model as if trained: every tensor, norms too, is random."""
+
+    def reader(index: int, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+        return lambda: np.random.default_rng([seed, index]).normal(size=shape).astype(np.float32)
+
+    tensors = [
+        CanonicalTensor(spec.name, spec.shape, "float32", reader(index, spec.shape))
+        for index, spec in enumerate(tensor_table(config))
+    ]
+    return CanonicalCheckpoint("random", config, tuple(tensors), iteration=40)
+
+
+def values(checkpoint: CanonicalCheckpoint) -> dict[str, np.ndarray]:
+    return {tensor.name: tensor.read() for tensor in checkpoint.tensors}
+
+
+def write_random(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -> Path:
+    megatron.write(folder, random_checkpoint(config, seed), RunConfig(model=config, iteration=40))
+    return folder
+
+
+class Bomb:
+    """Runs a command when unpickled without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return io.open, (str(self.path), "w")
