@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         if ranks.is_first:
             raise
         return 2
+    finally:
+        parallel.shut_down()
     return 0
 
 

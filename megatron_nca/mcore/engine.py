@@ -138,7 +138,7 @@ class Engine:
         return run_config
 
     def close(self) -> None:
-        parallel.shut_down()
+        parallel.leave_model_groups()
 
 
 def _forward(batches: Iterator[dict], model: torch.nn.Module, by_position: bool) -> tuple:

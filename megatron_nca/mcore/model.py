@@ -63,10 +63,17 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         add_bias_linear=False, attention_dropout=model.attention_dropout, hidden_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence_parallel, params_dtype=DTYPES[precision], pipeline_dtype=DTYPES[precision],
-        bf16=precision == "bf16", fp16=precision == "fp16", perform_initialization=False,
-        use_cpu_initialization=not torch.cuda.is_available(), calculate_per_token_loss=True,
+        bf16=precision == "bf16", fp16=precision == "fp16", calculate_per_token_loss=True,
+        # Not perform_initialization=False: that also leaves out the marks of tensor-parallel weights, and then the
+        # gradient norm counts the first rank's share only, without a word.
+        init_method=_leave, output_layer_init_method=_leave, embedding_init_method=_leave,
         gradient_accumulation_fusion=False, bias_activation_fusion=False, bias_dropout_fusion=False,
         masked_softmax_fusion=False, apply_rope_fusion=False, persist_layer_norm=False)
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    """Initialises nothing: every phase loads its weights."""
+    return weight
 
 
 def layer_specification() -> TransformerBlockSubmodules:

@@ -56,7 +56,6 @@ def initialise(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _join(ranks, "nccl" if use_cuda else "gloo")
-    parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=parallel.tensor,
                                              pipeline_model_parallel_size=parallel.pipeline)
     return device
@@ -69,12 +68,16 @@ def _join(ranks: Ranks, backend: str) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
 
 
-def shut_down() -> None:
-    """Leave all groups; safe to call when none was joined."""
-    if dist.is_initialized():
-        from megatron.core import parallel_state
+def leave_model_groups() -> None:
+    """Leave Megatron's groups, so that another layout can be built in this process."""
+    from megatron.core import parallel_state
 
-        parallel_state.destroy_model_parallel()
+    parallel_state.destroy_model_parallel()
+
+
+def shut_down() -> None:
+    """Leave the process group at the end of a process; safe to call when none was joined."""
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

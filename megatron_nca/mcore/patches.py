@@ -47,9 +47,13 @@ class FusedAdam(torch.optim.Optimizer):
 _NOISE = (
     "full scope is deprecated",
     "The .grad attribute of a Tensor that is not a leaf",
-    ".*Falling back to Torch optimizers",
     ".*torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)",
-    "torch.distributed._all_gather_base",
+    "Please use DTensor instead",
+    "`load_state_dict` is deprecated",
+    # What is used in their place is said in the log by the training loop.
+    "(Transformer Engine and )?Apex (is|are) not installed",
+    "Transformer Engine and Apex are not installed",
+    "When using async grad allreduce it is recommended",
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig, load_run_config
@@ -24,10 +25,16 @@ def _metadata() -> dict:
             "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
 
 
+def _model_state(model: torch.nn.Module, metadata: dict) -> dict:
+    """The model's sharded tensors without `_extra_state`, pickled objects that only Transformer Engine's fp8 fills."""
+    state = model.module.sharded_state_dict(metadata=metadata)
+    return {name: tensor for name, tensor in state.items() if not name.endswith("_extra_state")}
+
+
 def save(folder: Path, model: torch.nn.Module, optimizer: object) -> None:
     """Write tensors of model and optimizer into the existing `folder`."""
     metadata = _metadata()
-    state = {"model": model.module.sharded_state_dict(metadata=metadata)}
+    state = {"model": _model_state(model, metadata)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=metadata)
     content = {key: value for key, value in metadata.items() if key != "dp_cp_group"}
     dist_checkpointing.save(state, str(folder), ("torch_dist", 1), content_metadata=content)
@@ -42,7 +49,7 @@ def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: Mode
     run_config = load_run_config(folder)
     check_shape(folder, run_config.model, expected)
     metadata = _metadata()
-    state = {"model": model.module.sharded_state_dict(metadata=metadata)}
+    state = {"model": _model_state(model, metadata)}
     if run_config.optimizer:
         state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=metadata)
     _check_tensors(folder, state)
@@ -53,7 +60,8 @@ def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: Mode
             raise
         raise CheckpointError(f"{folder}: cannot be loaded ({type(error).__name__}: {str(error)[:500]}). Cure: use an older checkpoint of the series.") from error
     with torch.no_grad():  # an fp32 optimizer copies into leaves in place
-        model.module.load_state_dict(state["model"], strict=True)
+        missing, unexpected = model.module.load_state_dict(state["model"], strict=False)
+        assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
         if run_config.optimizer:
             optimizer.load_state_dict(state["optimizer"])
         else:
@@ -75,7 +83,7 @@ def _check_tensors(folder: Path, state: dict) -> None:
     """The file's own table of tensors, read without unpickling code, must agree with the model's."""
     table = TorchDistReader(folder).table
     for name, tensor in state["model"].items():
-        if not hasattr(tensor, "global_shape"):
+        if isinstance(tensor, ShardedTensorFactory):  # the gated MLP: gate and up are loaded apart, and checked then
             continue
         shape = tuple(tensor.global_shape)
         found = tuple(table[tensor.key][0]) if tensor.key in table else None

@@ -36,6 +36,10 @@ def train(job: Job, ranks: Ranks) -> None:
     """
     phase, model = job.recipe.phases[job.phase], job.recipe.model_config(job.phase)
     folder = job.run.phase(job.arm, job.seed, job.phase)
+    if folder.done.exists():
+        if ranks.is_first:
+            logger.info("%s: is whole, nothing to do", folder.path)
+        return
     engine = Engine(model, phase, ranks, job.seed)
     try:
         data = _open_data(job)
@@ -64,17 +68,15 @@ def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: 
     phase = job.recipe.phases[job.phase]
     folder = job.run.phase(job.arm, job.seed, job.phase)
     iteration, consumed = run_config.iteration, run_config.consumed_sequences
-    last_validation = math.nan
 
-    def validate() -> float:
+    def validate() -> None:
         batches = data.validation_batches(phase.validation_sequences, phase.micro_batch_size, engine.device)
         result = engine.evaluate(batches, phase.validation_sequences, data.buckets)
         metrics.validation(iteration, consumed, result.loss, result.loss_by_position, data.bucket_tokens)
-        return result.loss
 
     # The first thing measured is the model as the converter left it.
     if iteration == 0:
-        last_validation = validate()
+        validate()
 
     while iteration < phase.iterations:
         started = time.perf_counter()
@@ -91,21 +93,21 @@ def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: 
                               "Cure: lower optimizer.lr, or set optimizer.clip_grad.")
         is_last = iteration == phase.iterations
         if is_last or iteration % phase.validation_interval == 0:
-            last_validation = validate()
+            validate()
         if is_last or iteration % phase.save_interval == 0:
             run_config = checkpoints.at_iteration(run_config, iteration, consumed)
-            path = checkpoints.save(engine, folder.checkpoints, run_config, phase.keep_checkpoints)
+            checkpoints.save(engine, folder.checkpoints, run_config, phase.keep_checkpoints)
 
-    if run_config.iteration == phase.iterations and math.isnan(last_validation):
-        last_validation = validate()
-    path = folder.checkpoints.iteration(iteration)
-    agree(_write_done(engine, folder, path.name, iteration, consumed, last_validation))
+    agree(_write_done(job, engine, metrics.last_validation_loss, iteration, consumed))
 
 
-def _write_done(engine: Engine, folder: object, checkpoint: str, iteration: int, consumed: int, loss: float) -> MegatronNcaError | None:
+def _write_done(job: Job, engine: Engine, loss: float | None, iteration: int, consumed: int) -> MegatronNcaError | None:
+    """First rank: the record that the phase is whole."""
     if not engine.ranks.is_first:
         return None
-    values = {"iterations": iteration, "checkpoint": f"checkpoints/{checkpoint}",
+    folder = job.run.phase(job.arm, job.seed, job.phase)
+    checkpoint = folder.checkpoints.iteration(iteration).relative_to(folder.path)
+    values = {"iterations": iteration, "checkpoint": str(checkpoint),
               "consumed tokens": consumed * engine.model_config.sequence_length, "lm loss validation": loss}
     try:
         files.write_text(folder.done, json.dumps(values, indent=2) + "\n")

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from megatron_nca import files
 from megatron_nca.run_dir import PhaseFolder
 
 logger = logging.getLogger("megatron_nca.train")
@@ -18,9 +19,11 @@ class Metrics:
     def __init__(self, folder: PhaseFolder, writes: bool, iterations: int, resumed_at: int, sequence_length: int) -> None:
         self.writes, self.iterations, self.sequence_length = writes, iterations, sequence_length
         self._bar = self._board = self._file = None
+        self.last_validation_loss: float | None = None
         if not writes:
             return
-        forget_after(folder.metrics, resumed_at)
+        for line in forget_after(folder.metrics, resumed_at):
+            self.last_validation_loss = line.get("lm loss validation", self.last_validation_loss)
         self._file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
         self._board = _tensorboard(folder.tensorboard, resumed_at)
         self._bar = _progress_bar(iterations, resumed_at)
@@ -50,6 +53,7 @@ class Metrics:
         """One validation; `loss_by_position` by bucket of target positions."""
         if not self.writes:
             return
+        self.last_validation_loss = loss
         perplexity = math.exp(min(loss, 700.0))
         self._write({"type": "validation", "iteration": iteration, "consumed tokens": consumed * self.sequence_length,
                      "lm loss validation": loss, "lm loss validation ppl": perplexity,
@@ -77,19 +81,22 @@ class Metrics:
                 self._board.add_scalar(key, value, iteration)
 
 
-def forget_after(path: Path, iteration: int) -> None:
-    """Drop lines of iterations after `iteration`, which a resume will measure again, and a torn last line."""
+def forget_after(path: Path, iteration: int) -> list[dict]:
+    """Drop lines of iterations after `iteration`, which a resume will measure again, and a torn last line.
+
+    Returns what is kept.
+    """
     if not path.exists():
-        return
+        return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            values = json.loads(line)
+            kept.append(json.loads(line))
         except json.JSONDecodeError:
-            continue
-        if values["iteration"] <= iteration:
-            kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+            logger.warning("%s: a torn line is dropped: %r", path, line[:80])
+    kept = [line for line in kept if line["iteration"] <= iteration]
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 def _tensorboard(folder: Path, resumed_at: int) -> object:

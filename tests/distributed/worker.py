@@ -11,7 +11,8 @@ from megatron_nca.mcore.parallel import read_ranks
 from megatron_nca.run_dir import RunFolder
 from megatron_nca.train.loop import Job, train
 
-run = Path(sys.argv[1])
-recipe = load_recipe(run / "recipe.yaml")
-for phase in sys.argv[2:]:
-    train(Job(recipe=recipe, phase=phase, arm=phase, seed=0, run=RunFolder(run)), read_ranks())
+if __name__ == "__main__":  # Megatron's checkpoint writer starts a process that imports this file
+    run = Path(sys.argv[1])
+    recipe = load_recipe(run / "recipe.yaml")
+    for phase in sys.argv[2:]:
+        train(Job(recipe=recipe, phase=phase, arm=phase, seed=0, run=RunFolder(run)), read_ranks())
