@@ -3,7 +3,7 @@
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
-# One order of operations on every machine: no contraction of a * b + c, no fast-math. The two last flags change no value.
+# One order of operations on every machine: no contraction of a * b + c, no fast-math. The -fno- flags change no value.
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 FLAGS_OF_FILE = {"rollout_avx2.cpp": ["-mavx2", "-mfma"]}
 SOURCES = ["bind", "deflate_size", "rollout_avx2", "rollout_cpu", "rollout_portable"]

@@ -26,7 +26,8 @@ const T* checked(const Array<T>& array, const char* name, const Shape& shape) {
   return array.data();
 }
 
-py::tuple draw_rules(const Params& params, uint64_t seed, const Array<uint32_t>& candidates, const Execution& execution) {
+py::tuple draw_rules(const Params& params, uint64_t seed, const Array<uint32_t>& candidates,
+                     const Execution& execution) {
   const py::ssize_t count = candidates.size();
   Array<float> conv0({count, py::ssize_t{3}, py::ssize_t{3}, py::ssize_t{params.channels()}, py::ssize_t{4}});
   Array<float> conv1({count, py::ssize_t{4}, py::ssize_t{16}});

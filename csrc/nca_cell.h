@@ -1,7 +1,7 @@
 // The arithmetic of one cell: neighbourhood -> logits -> next state. The only place in C++ where it exists.
 //
-// `Real` is float, or a vector of cells with the same operators: each lane does exactly what the float does, in the same
-// order, so that results are equal to the bit for every width.
+// `Real` is float, or a vector of cells with the same operators: each lane does exactly what the float does, in the
+// same order, so that results are equal to the bit for every width.
 //
 // The network (paper, section on rules; released code utils/nca.py): 3x3 convolution over one-hot states -> 4 features
 // -> 16 hidden, ReLU -> one logit a state. On one-hot input the convolution is a sum of nine rows of a table.
@@ -78,7 +78,8 @@ NCA_FN void cell_best(const Real (&logits)[S], Real& best, Real& second, Real& i
 
 // Categorical sample of softmax(logits / T) by inversion, over the logits within the window of the best. The best is
 // the outcome without a draw where it is alone there, so only cells with a second one need a call.
-NCA_FN uint8_t cell_sample(const float* logits, int stride, int num_states, float best, const Sampling& sampling, uint32_t bits) {
+NCA_FN uint8_t cell_sample(const float* logits, int stride, int num_states, float best, const Sampling& sampling,
+                           uint32_t bits) {
   float cumulative[MAX_STATES];
   float total = 0.0f;
   const float least = best - sampling.window;

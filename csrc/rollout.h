@@ -54,7 +54,8 @@ struct Execution {
 
 std::vector<std::string> kernel_names();
 
-// Kernels of `count` candidates: conv0 (count, 3, 3, channels, 4), conv1 (count, 4, 16), conv2 (count, 16, S); biases are 0.
+// Kernels of `count` candidates: conv0 (count, 3, 3, channels, 4), conv1 (count, 4, 16), conv2 (count, 16, S).
+// Biases are 0.
 void draw_rules(const Params&, uint64_t seed, const uint32_t* candidates, size_t count, float* conv0, float* conv1,
                 float* conv2, const Execution&);
 

@@ -69,8 +69,8 @@ struct RuleShape {
       : conv0(9 * p.channels() * NUM_FEATURES), conv1(NUM_FEATURES * NUM_HIDDEN), conv2(NUM_HIDDEN * p.num_states) {}
 };
 
-void draw_rule(const Params& params, const Kernel& kernel, uint64_t seed, uint32_t candidate, std::vector<float>& scratch,
-               float* conv0, float* conv1, float* conv2) {
+void draw_rule(const Params& params, const Kernel& kernel, uint64_t seed, uint32_t candidate,
+               std::vector<float>& scratch, float* conv0, float* conv1, float* conv2) {
   const RuleShape shape(params);
   const int total = shape.conv0 + shape.conv1 + shape.conv2;
   scratch.resize(static_cast<size_t>(total));
@@ -104,7 +104,9 @@ void prepare_rule(const Params& params, const Weights& weights, size_t n, RuleTa
   for (int k = 0; k < NUM_FEATURES; ++k) rule.feature_bias.value[k] = weights.conv0_bias[n * NUM_FEATURES + k];
   for (int j = 0; j < NUM_HIDDEN; ++j) {
     rule.hidden_bias[j] = weights.conv1_bias[n * NUM_HIDDEN + j];
-    for (int k = 0; k < NUM_FEATURES; ++k) rule.hidden_weight[j][k] = weights.conv1[(n * NUM_FEATURES + k) * NUM_HIDDEN + j];
+    for (int k = 0; k < NUM_FEATURES; ++k) {
+      rule.hidden_weight[j][k] = weights.conv1[(n * NUM_FEATURES + k) * NUM_HIDDEN + j];
+    }
     for (int s = 0; s < states; ++s) rule.logit_weight[j][s] = weights.conv2[(n * NUM_HIDDEN + j) * states + s];
   }
   for (int s = 0; s < states; ++s) rule.logit_bias[s] = weights.conv2_bias[n * states + s];
@@ -136,7 +138,7 @@ class Runner {
   }
 
   void start_at(const uint8_t* states) {
-    for (int cell = 0; cell < params_.cells(); ++cell) now_[static_cast<size_t>(offsets_[static_cast<size_t>(cell)])] = states[cell];
+    for (int cell = 0; cell < params_.cells(); ++cell) place(cell) = states[cell];
     fill_border();
     steps_done_ = 0;
   }
@@ -157,7 +159,7 @@ class Runner {
           const float target = unit_uniform(bits.word[k]) * total;
           for (int s = 0; s + 1 < states; ++s) state += cumulative[s] <= target;
         }
-        now_[static_cast<size_t>(offsets_[static_cast<size_t>(first + k)])] = static_cast<uint8_t>(state);
+        place(first + k) = static_cast<uint8_t>(state);
       }
     }
     fill_border();
@@ -202,6 +204,8 @@ class Runner {
   }
 
  private:
+  uint8_t& place(int cell) { return now_[static_cast<size_t>(offsets_[static_cast<size_t>(cell)])]; }
+
   void shared_categorical(const Stream& stream, float* cumulative, float& total) const {
     float logits[MAX_STATES];
     float best = -3.0e38f;
@@ -237,8 +241,8 @@ class Runner {
 };
 
 template <class Token>
-void write_documents(const Params& params, uint64_t seed, const uint32_t* candidates, const uint32_t* repeats, size_t count,
-                     Token* tokens, const Execution& execution) {
+void write_documents(const Params& params, uint64_t seed, const uint32_t* candidates, const uint32_t* repeats,
+                     size_t count, Token* tokens, const Execution& execution) {
   const Kernel& kernel = find_kernel(execution.kernel);
   const size_t length = static_cast<size_t>(params.document_tokens());
   deal<Runner>(count, execution.threads, [&] { return Runner(params, kernel); }, [&](Runner& runner, size_t i) {
@@ -261,8 +265,8 @@ std::vector<std::string> kernel_names() {
   return names;
 }
 
-void draw_rules(const Params& params, uint64_t seed, const uint32_t* candidates, size_t count, float* conv0, float* conv1,
-                float* conv2, const Execution& execution) {
+void draw_rules(const Params& params, uint64_t seed, const uint32_t* candidates, size_t count, float* conv0,
+                float* conv1, float* conv2, const Execution& execution) {
   const Kernel& kernel = find_kernel(execution.kernel);
   const RuleShape shape(params);
   using Scratch = std::vector<float>;
@@ -272,8 +276,8 @@ void draw_rules(const Params& params, uint64_t seed, const uint32_t* candidates,
   });
 }
 
-void rollout(const Params& params, const Weights& weights, const uint8_t* start, size_t count, int num_steps, uint64_t seed,
-             uint8_t* states, const Execution& execution) {
+void rollout(const Params& params, const Weights& weights, const uint8_t* start, size_t count, int num_steps,
+             uint64_t seed, uint8_t* states, const Execution& execution) {
   const Kernel& kernel = find_kernel(execution.kernel);
   const size_t cells = static_cast<size_t>(params.cells());
   deal<Runner>(count, execution.threads, [&] { return Runner(params, kernel); }, [&](Runner& runner, size_t i) {

@@ -1,10 +1,10 @@
-// The body of a kernel, for the instruction set whose file includes it. That file defines, in its own namespace, `Lanes`:
-// WIDTH cells with broadcast, transpose (features of WIDTH cells -> one vector per feature), store, and the free
-// functions fma, larger, smaller, positive_part, select_greater, any_at_least.
+// The body of a kernel, for the instruction set whose file includes it. That file defines, in its own namespace,
+// `Lanes`: WIDTH cells with broadcast, load, store, transpose (features of WIDTH cells -> one vector per feature), and
+// the free functions fma, larger, smaller, positive_part, select_greater, at_least.
 
 template <int S>
-static inline void finish_tile(const Grid& grid, const Sampling& sampling, const Stream& noise, uint32_t step, int first,
-                               const Lanes (&logits)[S], const Lanes& best, const Lanes& second, const Lanes& index,
+static inline void finish_tile(const Grid& grid, const Sampling& sampling, const Stream& noise, uint32_t step,
+                               int first, const Lanes (&logits)[S], const Lanes& best, const Lanes& second, const Lanes& index,
                                uint8_t* after) {
   alignas(64) float indices[Lanes::WIDTH];
   index.store(indices);

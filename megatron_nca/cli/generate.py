@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   what it would take, without making it
     megatron-nca generate --sequences 16000 --output DIR/nca --dry-run
   a small law that is learnt in a minute
-    megatron-nca generate --sequences 4000 --num-states 2 --grid 8 8 --band 0.15 0.35 --num-rules none --output DIR/small
+    megatron-nca generate --sequences 4000 --num-states 2 --grid 8 8 --band 0.15 0.35 --output DIR/small
   a dataset of a recipe
     megatron-nca generate --recipe launch/recipes/demo.yaml --dataset nca --part train --run-dir runs/demo
 The same settings and seed give the same bytes, whatever the number of threads."""
@@ -198,7 +198,8 @@ def _dry_run(source: typing.Any, prefix: Path) -> int:
         f"{law.num_tokens:,} distinct tokens, {law.vocab_size:,} vocabulary rows"
     )
     print(
-        f"{source.num_sequences:,} sequences of {source.num_rules:,} rules: {size_bytes(law, source.num_sequences) / 1e6:,.1f} MB "
+        f"{source.num_sequences:,} sequences of {source.num_rules:,} rules: "
+        f"{size_bytes(law, source.num_sequences) / 1e6:,.1f} MB "
         f"at {prefix}"
     )
     share = passed / DRY_RUN_CANDIDATES
@@ -208,7 +209,8 @@ def _dry_run(source: typing.Any, prefix: Path) -> int:
     )
     if passed:
         print(
-            f"expected: {source.num_rules / share:,.0f} candidates, {source.num_rules / share * seconds:,.0f} s for their scores "
+            f"expected: {source.num_rules / share:,.0f} candidates, "
+            f"{source.num_rules / share * seconds:,.0f} s for their scores "
             f"on {source.threads} threads"
         )
     check_space(law, source.num_sequences, prefix)
@@ -246,7 +248,8 @@ class _Progress:
             rate = self.done / (self.reported - self.begin)
             left = f"{(self.total - self.done) / rate:,.0f} s left" if self.done else "no rule has passed yet"
             print(
-                f"{self.done:,} of {self.total:,} sequences, {self.examined():,} candidates, {rate:,.0f} sequences/s, {left}",
+                f"{self.done:,} of {self.total:,} sequences, {self.examined():,} candidates, "
+                f"{rate:,.0f} sequences/s, {left}",
                 file=sys.stderr,
                 flush=True,
             )

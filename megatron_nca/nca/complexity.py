@@ -57,8 +57,8 @@ def check_band(law: NcaLaw) -> None:
                 "law.band",
                 list(law.band),
                 f"no rule can pass: with num_states = {law.num_states}, patch = {law.patch} and "
-                f"{law.score_frames} frames as {law.score_dtype} even independent uniform tokens have a gzip ratio of at most "
-                f"{ceiling:.3f}.",
+                f"{law.score_frames} frames as {law.score_dtype} even independent uniform tokens have a gzip ratio "
+                f"of at most {ceiling:.3f}.",
                 f"lower LOW below {ceiling:.3f} (about {0.72 * ceiling:.2f} is to this law what 0.5 is to the "
                 "released one), or use more states.",
             )
