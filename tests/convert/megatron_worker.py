@@ -3,7 +3,7 @@
     megatron_worker.py JOB.json        (under torchrun for more than one rank)
 
 The job is a list of mappings: `layout` and `precision` of the model, `load` a checkpoint, optional `steps` on random
-tokens, optional `save` a checkpoint, optional `dump` all weights of this rank as a .npz (one rank only).
+tokens and their `lr`, optional `save` a checkpoint, optional `dump` all weights of this rank as a .npz (one rank only).
 """
 
 import json
@@ -31,16 +31,26 @@ def batches(vocab_size: int, length: int):
 
 def execute(job: dict, ranks: Ranks) -> None:
     model = load_run_config(job["load"]).model
-    phase = Phase(dataset="none", iterations=10, global_batch_size=2, micro_batch_size=2, precision=job["precision"],
-                  parallel=ParallelConfig(**job["layout"]), validation_sequences=2, optimizer=OptimizerConfig(lr=1e-2))
+    phase = Phase(
+        dataset="none",
+        iterations=10,
+        global_batch_size=2,
+        micro_batch_size=2,
+        precision=job["precision"],
+        parallel=ParallelConfig(**job["layout"]),
+        validation_sequences=2,
+        optimizer=OptimizerConfig(lr=job.get("lr", 1e-2)),
+    )
     engine = Engine(model, phase, ranks, seed=0)
     engine.load(Path(job["load"]))
     data = batches(model.vocab_size, model.sequence_length)
     for iteration in range(job.get("steps", 0)):
         engine.train_step(data, iteration)
     if "dump" in job:
-        np.savez(job["dump"], **{name: parameter.detach().float().numpy()
-                                 for name, parameter in engine.model.module.named_parameters()})
+        np.savez(
+            job["dump"],
+            **{name: parameter.detach().float().numpy() for name, parameter in engine.model.module.named_parameters()},
+        )
     if "save" in job:
         folder = Path(job["save"])
         if ranks.is_first:
@@ -49,6 +59,7 @@ def execute(job: dict, ranks: Ranks) -> None:
             (folder / "run_config.yaml").write_text(to_yaml(run_config))
         torch.distributed.barrier()
         engine.save(folder)
+    engine.close()
 
 
 if __name__ == "__main__":

@@ -52,9 +52,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Written here -> stepped and saved by Megatron at two layouts -> transferred here -> loaded by Megatron."""
     folder = tmp_path_factory.mktemp("interop")
     written = write_random(folder / "written")
+    # a step of 1e-30 changes no weight; Megatron saves no optimizer that has not stepped
     two_ranks = [
         {"layout": {"tensor": 2}, "precision": "bf16", "load": written, "steps": 2, "save": folder / "tp2"},
-        {"layout": {"tensor": 2}, "precision": "fp32", "load": written, "save": folder / "unchanged"},
+        {
+            "layout": {"tensor": 2},
+            "precision": "fp32",
+            "load": written,
+            "steps": 1,
+            "lr": 1e-30,
+            "save": folder / "unchanged",
+        },
     ]
     launch(folder, 2, two_ranks)
     words = ["--carry", "attention", "--vocab-size", "300", "--seed", "3"]

@@ -59,14 +59,17 @@ def test_norms_are_one():
     assert all((initial_tensor(spec, 1) == 1).all() for spec in tensor_table(CONFIG) if "norm" in spec.component)
 
 
-@pytest.mark.parametrize(("setting", "name", "std"), [
-    ({"embedding_init_std": 0.5}, "embedding.weight", 0.5),
-    ({"head_init": "normal", "init_std": 0.03}, "head.weight", 0.03),
-    ({"init_std": 0.03}, "layers.1.attention.qkv.weight", 0.03),
-    ({"scaled_residual_init": True}, "layers.1.attention.qkv.weight", 0.02),
-    ({"scaled_residual_init": True}, "layers.1.attention.proj.weight", 0.02 / math.sqrt(6)),
-    ({"scaled_residual_init": True}, "layers.1.mlp.fc2.weight", 0.02 / math.sqrt(6)),
-])
+@pytest.mark.parametrize(
+    ("setting", "name", "std"),
+    [
+        ({"embedding_init_std": 0.5}, "embedding.weight", 0.5),
+        ({"head_init": "normal", "init_std": 0.03}, "head.weight", 0.03),
+        ({"init_std": 0.03}, "layers.1.attention.qkv.weight", 0.03),
+        ({"scaled_residual_init": True}, "layers.1.attention.qkv.weight", 0.02),
+        ({"scaled_residual_init": True}, "layers.1.attention.proj.weight", 0.02 / math.sqrt(6)),
+        ({"scaled_residual_init": True}, "layers.1.mlp.fc2.weight", 0.02 / math.sqrt(6)),
+    ],
+)
 def test_settings_reach_their_tensor(setting: dict, name: str, std: float):
     values = initial_tensor(specs(dataclasses.replace(CONFIG, **setting))[name], 0)
     assert values[:300].std() == pytest.approx(std, rel=0.05)
@@ -80,11 +83,15 @@ def test_padding_rows_are_zero_and_all_others_are_not():
 
 
 @settings(max_examples=25, deadline=None)
-@given(one=st.integers(2, 700), other=st.integers(2, 700), hidden=st.sampled_from([2, 6, 30]), seed=st.integers(0, 2**63))
+@given(
+    one=st.integers(2, 700), other=st.integers(2, 700), hidden=st.sampled_from([2, 6, 30]), seed=st.integers(0, 2**63)
+)
 def test_rows_do_not_depend_on_the_vocabulary(one: int, other: int, hidden: int, seed: int):
     shape = dataclasses.replace(CONFIG, hidden_size=hidden, num_heads=1, num_query_groups=None)
     for name in ("embedding.weight", "head.weight"):
-        first, second = (initial_tensor(specs(dataclasses.replace(shape, vocab_size=v))[name], seed) for v in (one, other))
+        first, second = (
+            initial_tensor(specs(dataclasses.replace(shape, vocab_size=v))[name], seed) for v in (one, other)
+        )
         common = min(one, other)
         assert (first[:common] == second[:common]).all()
 
@@ -109,11 +116,14 @@ def test_seeds_and_names_give_other_streams():
     assert len(digests) == 6
 
 
-@pytest.mark.parametrize(("name", "digest"), [
-    ("embedding.weight", "d4c51a39c0dff70a"),
-    ("layers.1.attention.qkv.weight", "c9f5ae45defd2023"),
-    ("head.weight", "eeec8e2b8fae6005"),
-])
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("embedding.weight", "d4c51a39c0dff70a"),
+        ("layers.1.attention.qkv.weight", "c9f5ae45defd2023"),
+        ("head.weight", "eeec8e2b8fae6005"),
+    ],
+)
 def test_known_answers(name: str, digest: str):
     """Rounded to 20 bits, so that the last bit of a machine's log or cos does not matter."""
     values = np.round(initial_tensor(specs(CONFIG)[name], 7).astype(np.float64) * 2**16).astype("<i8")
