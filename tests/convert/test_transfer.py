@@ -61,10 +61,11 @@ def test_what_is_named_is_carried_and_nothing_else(
     check_result(tmp_path / "new", carried)
 
 
-def test_a_range_of_layers(tmp_path: Path, trained: Path, transfer: Callable):
-    words = ["--carry", "attention", "mlp", "final_norm", "--layers", "1:3", "--seed", 4]
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 2), (1, 3), (0, 3)])
+def test_a_range_of_layers(tmp_path: Path, trained: Path, transfer: Callable, first: int, last: int):
+    words = ["--carry", "attention", "mlp", "final_norm", "--layers", f"{first}:{last}", "--seed", 4]
     assert transfer("--from", trained, "--to", tmp_path / "new", *words)[0] == 0
-    check_result(tmp_path / "new", ("attention", "mlp", "final_norm"), range(1, 3))
+    check_result(tmp_path / "new", ("attention", "mlp", "final_norm"), range(first, last))
 
 
 def test_a_new_vocabulary(tmp_path: Path, trained: Path, transfer: Callable):

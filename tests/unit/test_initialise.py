@@ -109,6 +109,12 @@ def test_a_tensor_longer_than_a_block_continues_its_stream(monkeypatch: pytest.M
     assert (initial_tensor(spec, 2) == whole).all()
 
 
+def test_an_odd_number_of_elements_is_a_prefix():
+    spec = specs(CONFIG)["layers.0.mlp.fc1.weight"]
+    odd = initial_tensor(dataclasses.replace(spec, shape=(3, 5)), 2)
+    assert (odd.ravel() == initial_tensor(spec, 2).ravel()[:15]).all()
+
+
 def test_seeds_and_names_give_other_streams():
     table = specs(CONFIG)
     qkv = [initial_tensor(table[f"layers.{layer}.attention.qkv.weight"], seed) for layer in range(3) for seed in (0, 1)]
