@@ -28,8 +28,12 @@ from megatron_nca.train.metrics import Metrics
 
 LAW = NcaLaw(num_states=2, height=8, width=8, sequence_length=256, band=(0.1, 1.0))
 SHAPES = {
-    "demo (4 layers, 128)": ModelShape(num_layers=4, hidden_size=128, num_heads=4, ffn_hidden_size=344, sequence_length=256),
-    "small (6 layers, 384)": ModelShape(num_layers=6, hidden_size=384, num_heads=6, ffn_hidden_size=1024, sequence_length=256),
+    "demo (4 layers, 128)": ModelShape(
+        num_layers=4, hidden_size=128, num_heads=4, ffn_hidden_size=344, sequence_length=256
+    ),
+    "small (6 layers, 384)": ModelShape(
+        num_layers=6, hidden_size=384, num_heads=6, ffn_hidden_size=1024, sequence_length=256
+    ),
 }
 
 
@@ -40,19 +44,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{arguments.threads} threads, torch {torch.__version__}, {'cuda' if torch.cuda.is_available() else 'cpu'}, fp32, 2,048 tokens an iteration")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{arguments.threads} threads, torch {torch.__version__}, {device}, fp32, 2,048 tokens an iteration")
     print("| model | ours, ms an iteration | plain PyTorch | overhead |\n|---|---|---|---|")
     for name, shape in SHAPES.items():
         ours, plain = compare(shape, arguments.iterations, arguments.rounds)
         ratio = statistics.median(o / p for o, p in zip(ours, plain, strict=True))
-        print(f"| {name} | {statistics.median(ours) * 1e3:.1f} | {statistics.median(plain) * 1e3:.1f} | {100 * (ratio - 1):+.1f} % |", flush=True)
+        milliseconds = [1e3 * statistics.median(times) for times in (ours, plain)]
+        print(f"| {name} | {milliseconds[0]:.1f} | {milliseconds[1]:.1f} | {100 * (ratio - 1):+.1f} % |", flush=True)
 
 
 def compare(shape: ModelShape, iterations: int, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds an iteration of both sides, one entry a round."""
     optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_grad=1.0)
-    phase = Phase(dataset="nca", iterations=10_000, global_batch_size=8, micro_batch_size=8, validation_sequences=8,
-                  optimizer=optimizer, precision="fp32")
+    phase = Phase(
+        dataset="nca",
+        iterations=10_000,
+        global_batch_size=8,
+        micro_batch_size=8,
+        validation_sequences=8,
+        optimizer=optimizer,
+        precision="fp32",
+    )
     with tempfile.TemporaryDirectory() as folder:
         prefix = _random_documents(Path(folder) / "nca")
         engine = Engine(shape.with_vocabulary(LAW.vocab_size), phase, read_ranks(), seed=0)
@@ -62,8 +75,10 @@ def compare(shape: ModelShape, iterations: int, rounds: int) -> tuple[list[float
         times: tuple[list, list] = ([], [])
         step = 0
         for turn in range(rounds + 1):  # the first round warms up
-            seconds = (_time(lambda i: _ours(engine, data, metrics, i), step, iterations),
-                       _time(lambda i: plain.step(data, i), step, iterations))
+            seconds = (
+                _time(lambda i: _ours(engine, data, metrics, i), step, iterations),
+                _time(lambda i: plain.step(data, i), step, iterations),
+            )
             step += iterations
             if turn:
                 for kept, value in zip(times, seconds, strict=True):
@@ -85,8 +100,16 @@ def _time(action: object, first: int, iterations: int) -> float:
 def _ours(engine: Engine, data: object, metrics: Metrics, iteration: int) -> None:
     started = time.perf_counter()
     result = engine.train_step(data.train_batches(8 * iteration, 8, 8, engine.device), iteration)
-    metrics.train(iteration + 1, 8 * iteration + 8, result.loss, engine.learning_rate, result.grad_norm, result.skipped,
-                  time.perf_counter() - started, 8)
+    metrics.train(
+        iteration + 1,
+        8 * iteration + 8,
+        result.loss,
+        engine.learning_rate,
+        result.grad_norm,
+        result.skipped,
+        time.perf_counter() - started,
+        8,
+    )
 
 
 class _Plain:
@@ -99,8 +122,10 @@ class _Plain:
 
     def step(self, data: object, iteration: int) -> float:
         samples = [data.train[index] for index in range(8 * iteration, 8 * iteration + 8)]
-        tokens, labels, mask = (torch.as_tensor(np.stack([sample[key] for sample in samples]).astype(np.int64)).to(self.device)
-                                for key in ("tokens", "labels", "loss_mask"))
+        tokens, labels, mask = (
+            torch.as_tensor(np.stack([sample[key] for sample in samples]).astype(np.int64)).to(self.device)
+            for key in ("tokens", "labels", "loss_mask")
+        )
         loss = (self.model(tokens, labels) * mask).sum() / mask.sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

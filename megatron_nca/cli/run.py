@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_nca import __version__, plan
+from megatron_nca.cli.arguments import accept_overrides_anywhere
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import ConfigError, LaunchError
 from megatron_nca.files import translate, write_text
@@ -34,20 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of everything that the run writes")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and totals; write nothing")
-    _accept_overrides_anywhere(parser)
-
-
-def _accept_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
-    """Take `a.b=value` after options too: argparse itself ends `nargs="*"` at the first option."""
-    parse = parser.parse_known_args
-
-    def parse_known_args(*positional, **named):
-        arguments, rest = parse(*positional, **named)
-        late = [word for word in rest if "=" in word and not word.startswith("-")]
-        arguments.overrides += late
-        return arguments, [word for word in rest if word not in late]
-
-    parser.parse_known_args = parse_known_args
+    accept_overrides_anywhere(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

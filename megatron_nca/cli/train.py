@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+from megatron_nca.cli.arguments import accept_overrides_anywhere
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.config.schema import suggest
 from megatron_nca.errors import ConfigError, MegatronNcaError, explain
@@ -14,7 +15,7 @@ EXAMPLES = """examples:
   one process
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/demo
   four ranks, as the phase's parallel settings ask for
-    torchrun --nproc-per-node 4 -m megatron_nca train launch/recipes/demo.yaml --phase text --arm nca --seed 0 --run-dir runs/demo
+    torchrun --nproc-per-node 4 -m megatron_nca train RECIPE --phase text --arm nca --seed 0 --run-dir runs/demo
   settings on the command line
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/x phases.nca.parallel.tensor=1
 
@@ -29,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
     parser.add_argument("--arm", help="which arm (default: the first that runs this phase)")
     parser.add_argument("--seed", type=int, help="which seed (default: the recipe's first)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY.KEY=VALUE", help="settings in place of the recipe's")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
+    accept_overrides_anywhere(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         _log_to(job)
     try:
         train(job, ranks)
-    except MegatronNcaError:
-        if ranks.is_first:
+    except MegatronNcaError as error:
+        if parallel.speaks_for(error, ranks):
             raise
         return 2
     finally:
@@ -64,10 +66,20 @@ def choose(recipe: Recipe, phase: str, arm: str | None, seed: int | None) -> tup
     """The arm whose folder holds the phase, and the seed. Raises ConfigError."""
     if phase not in recipe.phases:
         raise ConfigError(f"--phase = {phase!r}: not a phase of this recipe.{suggest(phase, list(recipe.phases))}")
-    having = {name: [step.phase for step in candidate.steps].index(phase) for name, candidate in recipe.arms.items()
-              if phase in [step.phase for step in candidate.steps]}
+    having = {
+        name: [step.phase for step in candidate.steps].index(phase)
+        for name, candidate in recipe.arms.items()
+        if phase in [step.phase for step in candidate.steps]
+    }
     if arm is None and len({recipe.home_arm(name, position) for name, position in having.items()}) > 1:
-        raise ConfigError(explain("--arm", None, f"phase {phase!r} is trained separately in the arms {', '.join(having)}.", "say which one with --arm."))
+        raise ConfigError(
+            explain(
+                "--arm",
+                None,
+                f"phase {phase!r} is trained separately in the arms {', '.join(having)}.",
+                "say which one with --arm.",
+            )
+        )
     if not having:
         raise ConfigError(explain("--phase", phase, "no arm of this recipe runs it.", "add it to an arm's steps."))
     arm = arm or next(iter(having))
@@ -75,7 +87,9 @@ def choose(recipe: Recipe, phase: str, arm: str | None, seed: int | None) -> tup
         raise ConfigError(f"--arm = {arm!r}: no arm of this recipe with phase {phase!r}.{suggest(arm, list(having))}")
     seed = recipe.seeds[0] if seed is None else seed
     if seed not in recipe.seeds:
-        raise ConfigError(explain("--seed", seed, f"the recipe's seeds are {list(recipe.seeds)}.", "choose one of them or add it."))
+        raise ConfigError(
+            explain("--seed", seed, f"the recipe's seeds are {list(recipe.seeds)}.", "choose one of them or add it.")
+        )
     return recipe.home_arm(arm, having[arm]), seed
 
 

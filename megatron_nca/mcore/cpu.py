@@ -19,9 +19,28 @@ import types
 import torch
 
 _PACKAGE = "megatron.core"
-_FACTORIES = ("arange", "as_tensor", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace",
-              "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "tensor",
-              "zeros", "zeros_like")
+_FACTORIES = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "eye",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+)
 _installed = False
 
 
@@ -119,8 +138,9 @@ def _cuda_facade() -> types.ModuleType:
     cuda.Stream = cuda.Event = _Stream
     cuda.current_stream = cuda.default_stream = lambda *args, **kwargs: _Stream()
     cuda.stream = lambda *args, **kwargs: contextlib.nullcontext()
-    cuda.nvtx = types.SimpleNamespace(range_push=_nothing, range_pop=_nothing,
-                                      range=lambda *args, **kwargs: contextlib.nullcontext())
+    cuda.nvtx = types.SimpleNamespace(
+        range_push=_nothing, range_pop=_nothing, range=lambda *args, **kwargs: contextlib.nullcontext()
+    )
     cuda.get_rng_state, cuda.set_rng_state = _get_rng_state, _set_rng_state
     cuda.manual_seed = torch.manual_seed
     cuda.random = types.SimpleNamespace(get_rng_state=_get_rng_state, set_rng_state=_set_rng_state)

@@ -47,8 +47,11 @@ class TrajectoryDataset(MegatronDataset):
         document = self.indices[self._order(epoch)[position]]
         trajectory = self.config.trajectory
         document = self.dataset[int(document)]
-        return {"tokens": trajectory.inputs(document), "labels": trajectory.targets(document),
-                "loss_mask": trajectory.loss_mask()}
+        return {
+            "tokens": trajectory.inputs(document),
+            "labels": trajectory.targets(document),
+            "loss_mask": trajectory.loss_mask(),
+        }
 
     def _order(self, epoch: int) -> np.ndarray:
         """Order of the documents in `epoch`; only the latest is kept."""
@@ -64,8 +67,17 @@ class TrajectoryDataset(MegatronDataset):
 class Datasets:
     """Training and validation sequences of one phase, and the batches of this data-parallel rank."""
 
-    def __init__(self, train_prefix: Path, validation_prefix: Path, sequence_length: int, seed: int,
-                 train_sequences: int, validation_sequences: int, cache: Path, vocab_size: int) -> None:
+    def __init__(
+        self,
+        train_prefix: Path,
+        validation_prefix: Path,
+        sequence_length: int,
+        seed: int,
+        train_sequences: int,
+        validation_sequences: int,
+        cache: Path,
+        vocab_size: int,
+    ) -> None:
         """`vocab_size` is the model's: data that holds other tokens is refused. Raises DataError."""
         self.manifest = Manifest.load(train_prefix)
         validation_manifest = Manifest.load(validation_prefix)
@@ -75,8 +87,15 @@ class Datasets:
         _check_enough(validation_prefix, validation_manifest, sequence_length, validation_sequences)
         self.train = _build(train_prefix, self.manifest, Split.train, train_sequences, sequence_length, seed, cache)
         # A seed of its own keeps the validation sequences the same for all seeds and arms.
-        self.validation = _build(validation_prefix, validation_manifest, Split.valid, validation_sequences,
-                                 sequence_length, VALIDATION_SEED, cache)
+        self.validation = _build(
+            validation_prefix,
+            validation_manifest,
+            Split.valid,
+            validation_sequences,
+            sequence_length,
+            VALIDATION_SEED,
+            cache,
+        )
 
     @property
     def bucket_tokens(self) -> int:
@@ -99,27 +118,40 @@ class Datasets:
         """Micro-batches over the first `sequences` validation sequences, this rank's share in order."""
         return self._batches(self.validation, 0, sequences, micro_batch, device)
 
-    def _batches(self, dataset: object, first: int, count: int, micro_batch: int, device: torch.device) -> Iterator[dict]:
+    def _batches(
+        self, dataset: object, first: int, count: int, micro_batch: int, device: torch.device
+    ) -> Iterator[dict]:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
         for start in range(first + rank * micro_batch, first + count, micro_batch * size):
             samples = [dataset[index] for index in range(start, start + micro_batch)]
             yield {key: _stack(samples, key, device) for key in ("tokens", "labels", "loss_mask")}
 
 
-def _build(prefix: Path, manifest: Manifest, split: Split, sequences: int, sequence_length: int, seed: int,
-           cache: Path) -> MegatronDataset:
+def _build(
+    prefix: Path, manifest: Manifest, split: Split, sequences: int, sequence_length: int, seed: int, cache: Path
+) -> MegatronDataset:
     blends, sizes = [None, None, None], [None, None, None]
     blends[split.value], sizes[split.value] = ([str(prefix)], None), sequences
     # The key of Megatron's index cache leaves out the content of the data, so the content names the folder.
-    common = {"random_seed": seed, "sequence_length": sequence_length, "blend_per_split": blends,
-              "path_to_cache": str(cache / manifest.files["bin"].sha256[:16])}
+    common = {
+        "random_seed": seed,
+        "sequence_length": sequence_length,
+        "blend_per_split": blends,
+        "path_to_cache": str(cache / manifest.files["bin"].sha256[:16]),
+    }
     if manifest.trajectory is not None:
         kind, config = TrajectoryDataset, BlendedMegatronDatasetConfig(**common)
         config.trajectory = manifest.trajectory
     else:
         kind = GPTDataset
-        config = GPTDatasetConfig(**common, reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False,
-                                  create_attention_mask=False, tokenizer=_tokenizer_facts(manifest))
+        config = GPTDatasetConfig(
+            **common,
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+            tokenizer=_tokenizer_facts(manifest),
+        )
     return BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, config).build()[split.value]
 
 
@@ -128,21 +160,37 @@ def _check_matching(train_prefix: Path, train: Manifest, validation_prefix: Path
     for name in ("kind", "vocab_size", "num_tokens", "trajectory"):
         ours, theirs = getattr(train, name), getattr(validation, name)
         if ours != theirs:
-            raise DataError(f"{validation_prefix}: its {name} is {theirs!r}, but that of {train_prefix} is {ours!r}. "
-                            "Cure: make both with the same settings or tokenizer.")
+            raise DataError(
+                f"{validation_prefix}: its {name} is {theirs!r}, but that of {train_prefix} is {ours!r}. "
+                "Cure: make both with the same settings or tokenizer."
+            )
 
 
 def _check_vocabulary(prefix: Path, manifest: Manifest, vocab_size: int) -> None:
     """Raise DataError unless the data's vocabulary is the model's."""
     if manifest.vocab_size != vocab_size:
-        raise DataError(explain("vocab_size", vocab_size, f"the model's vocabulary differs from the {manifest.vocab_size} of {prefix}.", "make the data again, or correct the recipe's dataset."))
+        raise DataError(
+            explain(
+                "vocab_size",
+                vocab_size,
+                f"the model's vocabulary differs from the {manifest.vocab_size} of {prefix}.",
+                "make the data again, or correct the recipe's dataset.",
+            )
+        )
 
 
 def _check_enough(prefix: Path, manifest: Manifest, sequence_length: int, sequences: int) -> None:
     """Validation never repeats itself: Megatron would start a second epoch without a word."""
     whole = manifest.documents if manifest.trajectory is not None else (manifest.tokens - 1) // sequence_length
     if whole < sequences:
-        raise DataError(explain("validation_sequences", sequences, f"{prefix} holds only {whole} of them.", "lower it, or make a larger held-out set."))
+        raise DataError(
+            explain(
+                "validation_sequences",
+                sequences,
+                f"{prefix} holds only {whole} of them.",
+                "lower it, or make a larger held-out set.",
+            )
+        )
 
 
 def _stack(samples: list[dict], key: str, device: torch.device) -> torch.Tensor:

@@ -74,8 +74,12 @@ class Engine:
         if updated:
             self.schedule.step(increment=self.phase.global_batch_size)
         loss_sum, tokens = self._reduce(torch.stack(sums).sum(0) if sums else None, 2)
-        return StepResult(loss=loss_sum / tokens, grad_norm=float(grad_norm or 0.0),
-                          learning_rate=self.learning_rate, skipped=not updated)
+        return StepResult(
+            loss=loss_sum / tokens,
+            grad_norm=float(grad_norm or 0.0),
+            learning_rate=self.learning_rate,
+            skipped=not updated,
+        )
 
     def evaluate(self, batches: Iterator[dict], sequences: int, buckets: np.ndarray) -> Evaluation:
         """Mean loss over `sequences` validation sequences, in all and by bucket; buckets (L,) of target positions."""
@@ -99,9 +103,14 @@ class Engine:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         return get_forward_backward_func()(
-            forward_step_func=partial(_forward, by_position=forward_only), data_iterator=batches, model=[self.model],
-            num_microbatches=micro_batches, seq_length=self.model_config.sequence_length,
-            micro_batch_size=micro_batch_size, forward_only=forward_only)
+            forward_step_func=partial(_forward, by_position=forward_only),
+            data_iterator=batches,
+            model=[self.model],
+            num_microbatches=micro_batches,
+            seq_length=self.model_config.sequence_length,
+            micro_batch_size=micro_batch_size,
+            forward_only=forward_only,
+        )
 
     def _reduce(self, values: torch.Tensor | None, size: int) -> list[float]:
         """Sum over data-parallel ranks and hand the last pipeline stage's result to all."""
@@ -113,8 +122,11 @@ class Engine:
             if parallel_state.get_data_parallel_world_size() > 1:
                 dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
             if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-                dist.broadcast(values, parallel_state.get_pipeline_model_parallel_last_rank(),
-                               group=parallel_state.get_pipeline_model_parallel_group())
+                dist.broadcast(
+                    values,
+                    parallel_state.get_pipeline_model_parallel_last_rank(),
+                    group=parallel_state.get_pipeline_model_parallel_group(),
+                )
         return values.tolist()
 
     @property

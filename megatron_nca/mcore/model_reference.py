@@ -1,4 +1,4 @@
-"""The same model in plain PyTorch, without Megatron: what `model.py` must equal, and what its overhead is measured against.
+"""The same model in plain PyTorch: what `model.py` must equal, and what its overhead is measured against.
 
 Parameters have the keys and shapes of a checkpoint (docs/architecture.md) with the layers apart, so that either side
 can load the other's weights.

@@ -1,4 +1,4 @@
-"""Rank variables, process groups, the device and the random streams. No other module reads the environment of a launcher."""
+"""Rank variables, process groups, the device and the random streams: the one reader of a launcher's environment."""
 
 import os
 from dataclasses import dataclass
@@ -33,16 +33,25 @@ class Ranks:
 
 def read_ranks() -> Ranks:
     """From RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them."""
-    return Ranks(rank=int(os.environ.get("RANK", 0)), world_size=int(os.environ.get("WORLD_SIZE", 1)),
-                 local_rank=int(os.environ.get("LOCAL_RANK", 0)))
+    return Ranks(
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+    )
 
 
 def check_world_size(parallel: ParallelConfig, ranks: Ranks) -> None:
     """Raise ConfigError, on every rank alike, if the launcher started another number of ranks than the layout needs."""
     if ranks.world_size != parallel.world_size:
-        raise ConfigError(explain(
-            "world size", ranks.world_size, f"the layout tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} needs {parallel.world_size} ranks.",
-            f"start with torchrun --nproc-per-node {parallel.world_size}, or change the phase's parallel settings."))
+        raise ConfigError(
+            explain(
+                "world size",
+                ranks.world_size,
+                f"the layout tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} "
+                f"needs {parallel.world_size} ranks.",
+                f"start with torchrun --nproc-per-node {parallel.world_size}, or change the phase's parallel settings.",
+            )
+        )
 
 
 def initialise(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
@@ -56,8 +65,9 @@ def initialise(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _join(ranks, "nccl" if use_cuda else "gloo")
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=parallel.tensor,
-                                             pipeline_model_parallel_size=parallel.pipeline)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline
+    )
     return device
 
 
@@ -98,10 +108,20 @@ def agree(error: MegatronNcaError | None) -> None:
     """Collective: raise on every rank if any rank has an error, the lowest rank's, so that none is left waiting."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         if error is not None:
-            raise error
+            raise _mark(error)
         return
     errors: list = [None] * dist.get_world_size()
     dist.all_gather_object(errors, None if error is None else (type(error), str(error)))
     for rank, found in enumerate(errors):
         if found is not None:
-            raise found[0](found[1] if rank == 0 else f"rank {rank}: {found[1]}")
+            raise _mark(found[0](found[1] if rank == 0 else f"rank {rank}: {found[1]}"))
+
+
+def _mark(error: MegatronNcaError) -> MegatronNcaError:
+    error.agreed = True
+    return error
+
+
+def speaks_for(error: MegatronNcaError, ranks: Ranks) -> bool:
+    """Whether this rank prints the error: the first of all ranks that agreed on it, or the only one that has it."""
+    return ranks.is_first or not getattr(error, "agreed", False)

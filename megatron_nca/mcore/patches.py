@@ -1,6 +1,5 @@
 """What Megatron-Core needs on any device, each with its reason. There is no other monkeypatch but `cpu.py`."""
 
-import importlib.util
 import warnings
 
 import torch
@@ -14,8 +13,15 @@ class FusedAdam(torch.optim.Optimizer):
     KeyError from fully_reshardable).
     """
 
-    def __init__(self, params: object, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, adam_w_mode: bool = True) -> None:
+    def __init__(
+        self,
+        params: object,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
+    ) -> None:
         if not adam_w_mode:
             raise ValueError("FusedAdam: only decoupled weight decay (adam_w_mode=True) is offered.")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
@@ -35,12 +41,20 @@ class FusedAdam(torch.optim.Optimizer):
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
             step = torch.tensor(float(group["step"]), device=parameters[0].device)
             torch._fused_adamw_(
-                parameters, [parameter.grad for parameter in parameters],
+                parameters,
+                [parameter.grad for parameter in parameters],
                 [self.state[parameter]["exp_avg"] for parameter in parameters],
                 [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
-                [], [step] * len(parameters),
-                lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
-                eps=group["eps"], amsgrad=False, maximize=False)
+                [],
+                [step] * len(parameters),
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
 
 
 # What Megatron 0.16.1 makes torch 2.13 say on every rank, about code that is not ours and is right.
@@ -68,9 +82,8 @@ def install() -> str:
     from megatron.core import optimizer
     from megatron.core.optimizer import distrib_optimizer
 
-    if importlib.util.find_spec("transformer_engine") or not optimizer.USING_PYTORCH_OPTIMIZER:
-        if optimizer.Adam is not FusedAdam:
-            return f"{optimizer.Adam.__module__}.{optimizer.Adam.__qualname__}"
+    if not optimizer.USING_PYTORCH_OPTIMIZER and optimizer.Adam is not FusedAdam:
+        return f"{optimizer.Adam.__module__}.{optimizer.Adam.__qualname__}"
     optimizer.Adam = distrib_optimizer.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig, load_run_config
@@ -20,9 +21,13 @@ LAYOUT_FREE = "fully_reshardable"
 
 
 def _metadata() -> dict:
-    return {"distrib_optim_sharding_type": LAYOUT_FREE, "distrib_optim_fully_reshardable_mem_efficient": False,
-            "singleton_local_shards": False, "chained_optim_avoid_prefix": True,
-            "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    return {
+        "distrib_optim_sharding_type": LAYOUT_FREE,
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
 
 
 def _model_state(model: torch.nn.Module, metadata: dict) -> dict:
@@ -37,7 +42,11 @@ def save(folder: Path, model: torch.nn.Module, optimizer: object) -> None:
     state = {"model": _model_state(model, metadata)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=metadata)
     content = {key: value for key, value in metadata.items() if key != "dp_cp_group"}
-    dist_checkpointing.save(state, str(folder), ("torch_dist", 1), content_metadata=content)
+    try:
+        dist_checkpointing.save(state, str(folder), ("torch_dist", 1), content_metadata=content)
+    except CheckpointException as error:  # not an Exception; raised on every rank, with the causes on the first
+        causes = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in error.failures.items())
+        raise CheckpointError(f"{folder}: the checkpoint could not be written ({causes}).") from error
 
 
 def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: ModelConfig) -> RunConfig:
@@ -54,11 +63,14 @@ def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: Mode
         state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=metadata)
     _check_tensors(folder, state)
     try:
-        state = dist_checkpointing.load(state, str(folder), strict="raise_unexpected" if run_config.optimizer else "assume_ok_unexpected")
-    except BaseException as error:  # torch's CheckpointException is not an Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        raise CheckpointError(f"{folder}: cannot be loaded ({type(error).__name__}: {str(error)[:500]}). Cure: use an older checkpoint of the series.") from error
+        state = dist_checkpointing.load(
+            state, str(folder), strict="raise_unexpected" if run_config.optimizer else "assume_ok_unexpected"
+        )
+    except (CheckpointException, Exception) as error:
+        raise CheckpointError(
+            f"{folder}: cannot be loaded ({type(error).__name__}: {str(error)[:500]}). "
+            "Cure: use an older checkpoint of the series."
+        ) from error
     with torch.no_grad():  # an fp32 optimizer copies into leaves in place
         missing, unexpected = model.module.load_state_dict(state["model"], strict=False)
         assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
@@ -71,12 +83,26 @@ def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: Mode
 
 def check_shape(folder: Path, found: ModelConfig, expected: ModelConfig) -> None:
     """Raise CheckpointError naming every setting in which the checkpoint's model differs from the one expected."""
-    shaping = ("num_layers", "hidden_size", "num_heads", "query_groups", "ffn_hidden_size", "vocab_size", "rope_base", "norm_epsilon")
-    different = [f"{name} is {getattr(found, name)}, expected {getattr(expected, name)}"
-                 for name in shaping if getattr(found, name) != getattr(expected, name)]
+    shaping = (
+        "num_layers",
+        "hidden_size",
+        "num_heads",
+        "query_groups",
+        "ffn_hidden_size",
+        "vocab_size",
+        "rope_base",
+        "norm_epsilon",
+    )
+    different = [
+        f"{name} is {getattr(found, name)}, expected {getattr(expected, name)}"
+        for name in shaping
+        if getattr(found, name) != getattr(expected, name)
+    ]
     if different:
-        raise CheckpointError(f"{folder}: holds another model: {'; '.join(different)}. "
-                              "Cure: make the phase's initial checkpoint with `megatron-nca convert transfer`.")
+        raise CheckpointError(
+            f"{folder}: holds another model: {'; '.join(different)}. "
+            "Cure: make the phase's initial checkpoint with `megatron-nca convert transfer`."
+        )
 
 
 def _check_tensors(folder: Path, state: dict) -> None:
@@ -88,8 +114,10 @@ def _check_tensors(folder: Path, state: dict) -> None:
         shape = tuple(tensor.global_shape)
         found = tuple(table[tensor.key][0]) if tensor.key in table else None
         if found != shape:
-            raise CheckpointError(f"{folder}: tensor {tensor.key} has shape {found}, expected {shape} (for {name}). "
-                                  "Cure: make the checkpoint with `megatron-nca convert transfer`.")
+            raise CheckpointError(
+                f"{folder}: tensor {tensor.key} has shape {found}, expected {shape} (for {name}). "
+                "Cure: make the checkpoint with `megatron-nca convert transfer`."
+            )
 
 
 def barrier() -> None:

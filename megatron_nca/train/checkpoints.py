@@ -24,8 +24,10 @@ def starting_point(folder: PhaseFolder) -> Path:
     if newest is not None:
         return newest
     if not is_whole(folder.initial):
-        raise CheckpointError(f"{folder.initial}: there is no initial checkpoint to start this phase from. "
-                              "Cure: make it with `megatron-nca convert transfer` (`megatron-nca run` does), also for training from scratch.")
+        raise CheckpointError(
+            f"{folder.initial}: there is no initial checkpoint to start this phase from. "
+            "Cure: make it with `megatron-nca convert transfer` (`megatron-nca run` does), also to train from scratch."
+        )
     return folder.initial
 
 
@@ -48,15 +50,24 @@ def save(engine: Engine, series: CheckpointFolder, run_config: RunConfig, keep: 
     path = series.iteration(run_config.iteration)
     aside = path.with_name(f".{path.name}.tmp")
     agree(_prepare(engine, series, aside))
+    error = None
     try:
         engine.save(aside)
-        error = None
-    except (OSError, RuntimeError) as failure:
-        error = DataError(f"{aside}: saving iteration {run_config.iteration} failed ({failure}). Nothing was left under {path.name}. "
-                          "Cure: check the free space and the permissions, then start again; it resumes from the last whole checkpoint.")
+    except CheckpointError as failure:
+        error = _failed(run_config.iteration, path, failure)
+    except OSError as failure:
+        # This rank alone: the others wait inside Megatron, and the launcher ends them when this one has ended.
+        raise _failed(run_config.iteration, path, failure) from failure
     agree(error)
     agree(_publish(engine, series, run_config, aside, path, keep))
     return path
+
+
+def _failed(iteration: int, path: Path, failure: Exception) -> DataError:
+    return DataError(
+        f"saving iteration {iteration} failed: {failure} Nothing was left under {path.name}. Cure: check the free space "
+        "and the permissions, then start again; it resumes from the last whole one."
+    )
 
 
 def _prepare(engine: Engine, series: CheckpointFolder, aside: Path) -> DataError | None:
@@ -69,13 +80,18 @@ def _prepare(engine: Engine, series: CheckpointFolder, aside: Path) -> DataError
         free, needed = shutil.disk_usage(aside).free, engine.checkpoint_bytes
         if free < needed:
             aside.rmdir()
-            return DataError(f"{series.path}: a checkpoint needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. Cure: free some space.")
+            return DataError(
+                f"{series.path}: a checkpoint needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. "
+                "Cure: free some space."
+            )
     except OSError as error:
         return files.translate(error, aside)
     return None
 
 
-def _publish(engine: Engine, series: CheckpointFolder, run_config: RunConfig, aside: Path, path: Path, keep: int) -> DataError | None:
+def _publish(
+    engine: Engine, series: CheckpointFolder, run_config: RunConfig, aside: Path, path: Path, keep: int
+) -> DataError | None:
     if not engine.ranks.is_first:
         return None
     try:
@@ -96,8 +112,11 @@ def _publish(engine: Engine, series: CheckpointFolder, run_config: RunConfig, as
 def check_same_data(run_config: RunConfig, checkpoint: Path, data_sha256: str) -> None:
     """A resume on other data would continue another experiment. Raises CheckpointError."""
     if run_config.data_sha256 not in (None, data_sha256):
-        raise CheckpointError(f"{checkpoint}: was trained on data with sha256 {run_config.data_sha256[:16]}…, the training data now has {data_sha256[:16]}…. "
-                              "Cure: restore that data, or start in another run folder.")
+        raise CheckpointError(
+            f"{checkpoint}: was trained on data with sha256 {run_config.data_sha256[:16]}…, "
+            f"the training data now has {data_sha256[:16]}…. "
+            "Cure: restore that data, or start in another run folder."
+        )
 
 
 def at_iteration(run_config: RunConfig, iteration: int, consumed: int) -> RunConfig:

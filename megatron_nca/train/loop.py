@@ -49,12 +49,27 @@ def train(job: Job, ranks: Ranks) -> None:
         resumed = start != folder.initial
         if resumed:
             checkpoints.check_same_data(loaded, start, data_sha256)
-        run_config = RunConfig(model=model, recipe=job.recipe.name, phase=job.phase, arm=job.arm, seed=job.seed,
-                               data_sha256=data_sha256, iteration=loaded.iteration if resumed else 0,
-                               consumed_sequences=loaded.consumed_sequences if resumed else 0)
+        run_config = RunConfig(
+            model=model,
+            recipe=job.recipe.name,
+            phase=job.phase,
+            arm=job.arm,
+            seed=job.seed,
+            data_sha256=data_sha256,
+            iteration=loaded.iteration if resumed else 0,
+            consumed_sequences=loaded.consumed_sequences if resumed else 0,
+        )
         if ranks.is_first:
-            logger.info("phase %s, arm %s, seed %d: %s at iteration %d, on %s, %s", job.phase, job.arm, job.seed,
-                        "resumed" if resumed else "started", run_config.iteration, engine.device, engine.adam)
+            logger.info(
+                "phase %s, arm %s, seed %d: %s at iteration %d, on %s, %s",
+                job.phase,
+                job.arm,
+                job.seed,
+                "resumed" if resumed else "started",
+                run_config.iteration,
+                engine.device,
+                engine.adam,
+            )
         metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, model.sequence_length)
         try:
             _loop(job, engine, data, metrics, run_config)
@@ -86,11 +101,21 @@ def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: 
         result = engine.train_step(batches, iteration)
         # -----------------------------------------------------------------------------
         iteration, consumed = iteration + 1, consumed + phase.global_batch_size
-        metrics.train(iteration, consumed, result.loss, learning_rate, result.grad_norm, result.skipped,
-                      time.perf_counter() - started, phase.global_batch_size)
+        metrics.train(
+            iteration,
+            consumed,
+            result.loss,
+            learning_rate,
+            result.grad_norm,
+            result.skipped,
+            time.perf_counter() - started,
+            phase.global_batch_size,
+        )
         if not math.isfinite(result.loss):
-            raise LaunchError(f"lm loss = {result.loss} at iteration {iteration} of phase {job.phase}: training has diverged. "
-                              "Cure: lower optimizer.lr, or set optimizer.clip_grad.")
+            raise LaunchError(
+                f"lm loss = {result.loss} at iteration {iteration} of phase {job.phase}: training has diverged. "
+                "Cure: lower optimizer.lr, or set optimizer.clip_grad."
+            )
         is_last = iteration == phase.iterations
         if is_last or iteration % phase.validation_interval == 0:
             validate()
@@ -107,8 +132,12 @@ def _write_done(job: Job, engine: Engine, loss: float | None, iteration: int, co
         return None
     folder = job.run.phase(job.arm, job.seed, job.phase)
     checkpoint = folder.checkpoints.iteration(iteration).relative_to(folder.path)
-    values = {"iterations": iteration, "checkpoint": str(checkpoint),
-              "consumed tokens": consumed * engine.model_config.sequence_length, "lm loss validation": loss}
+    values = {
+        "iterations": iteration,
+        "checkpoint": str(checkpoint),
+        "consumed tokens": consumed * engine.model_config.sequence_length,
+        "lm loss validation": loss,
+    }
     try:
         files.write_text(folder.done, json.dumps(values, indent=2) + "\n")
     except MegatronNcaError as error:
@@ -120,10 +149,18 @@ def _open_data(job: Job) -> object:
     """The phase's datasets; a bad file on any rank ends all ranks with one message."""
     phase = job.recipe.phases[job.phase]
     dataset, folder = job.recipe.datasets[phase.dataset], job.run.dataset(phase.dataset)
-    return _agreed(lambda: datasets(
-        folder.prefix("train", dataset), folder.prefix("validation", dataset), job.recipe.model.sequence_length,
-        job.seed, phase.iterations * phase.global_batch_size, phase.validation_sequences, folder.path / "index_cache",
-        job.recipe.model_config(job.phase).vocab_size))
+    return _agreed(
+        lambda: datasets(
+            folder.prefix("train", dataset),
+            folder.prefix("validation", dataset),
+            job.recipe.model.sequence_length,
+            job.seed,
+            phase.iterations * phase.global_batch_size,
+            phase.validation_sequences,
+            folder.path / "index_cache",
+            job.recipe.model_config(job.phase).vocab_size,
+        )
+    )
 
 
 def _agreed(action: object) -> object:

@@ -1,4 +1,4 @@
-"""What a run measured: JSON lines always, TensorBoard where it is installed, a bar on a terminal, else Megatron's log line."""
+"""What a run measured: JSON lines always, TensorBoard if installed, a bar on a terminal, else Megatron's log line."""
 
 import json
 import logging
@@ -16,7 +16,9 @@ logger = logging.getLogger("megatron_nca.train")
 class Metrics:
     """Writes on the first rank; on the others every method does nothing."""
 
-    def __init__(self, folder: PhaseFolder, writes: bool, iterations: int, resumed_at: int, sequence_length: int) -> None:
+    def __init__(
+        self, folder: PhaseFolder, writes: bool, iterations: int, resumed_at: int, sequence_length: int
+    ) -> None:
         self.writes, self.iterations, self.sequence_length = writes, iterations, sequence_length
         self._bar = self._board = self._file = None
         self.last_validation_loss: float | None = None
@@ -28,26 +30,63 @@ class Metrics:
         self._board = _tensorboard(folder.tensorboard, resumed_at)
         self._bar = _progress_bar(iterations, resumed_at)
 
-    def train(self, iteration: int, consumed: int, loss: float, learning_rate: float, grad_norm: float, skipped: bool,
-              seconds: float, batch: int) -> None:
+    def train(
+        self,
+        iteration: int,
+        consumed: int,
+        loss: float,
+        learning_rate: float,
+        grad_norm: float,
+        skipped: bool,
+        seconds: float,
+        batch: int,
+    ) -> None:
         """One optimizer step; `seconds` of wall time, `consumed` and `batch` in sequences."""
         if not self.writes:
             return
         rate = batch * self.sequence_length / seconds
-        self._write({"type": "train", "iteration": iteration, "consumed tokens": consumed * self.sequence_length,
-                     "lm loss": loss, "learning-rate": learning_rate, "grad-norm": grad_norm,
-                     "iteration-time": seconds, "tokens-per-second": rate, "skipped": skipped})
-        self._scalars(iteration, {"lm loss": loss, "learning-rate": learning_rate, "grad-norm": grad_norm,
-                                  "iteration-time": seconds, "batch-size": batch})
+        self._write(
+            {
+                "type": "train",
+                "iteration": iteration,
+                "consumed tokens": consumed * self.sequence_length,
+                "lm loss": loss,
+                "learning-rate": learning_rate,
+                "grad-norm": grad_norm,
+                "iteration-time": seconds,
+                "tokens-per-second": rate,
+                "skipped": skipped,
+            }
+        )
+        self._scalars(
+            iteration,
+            {
+                "lm loss": loss,
+                "learning-rate": learning_rate,
+                "grad-norm": grad_norm,
+                "iteration-time": seconds,
+                "batch-size": batch,
+            },
+        )
         if self._bar is not None:
             self._bar.update(1)
             self._bar.set_postfix_str(f"lm loss {loss:.4f}, {rate:,.0f} tokens/s")
         elif iteration % 10 == 0 or iteration == self.iterations:
             logger.info(
-                " [%s] iteration %8d/%8d | consumed samples: %12d | elapsed time per iteration (ms): %.1f | learning rate: %.6E | "
-                "global batch size: %5d | lm loss: %.6E | grad norm: %.3f | number of skipped iterations: %3d |",
-                time.strftime("%Y-%m-%d %H:%M:%S"), iteration, self.iterations, consumed, seconds * 1000, learning_rate,
-                batch, loss, grad_norm, int(skipped))
+                " [%s] iteration %8d/%8d | consumed samples: %12d | elapsed time per iteration (ms): %.1f | "
+                "learning rate: %.6E | global batch size: %5d | lm loss: %.6E | grad norm: %.3f | "
+                "number of skipped iterations: %3d |",
+                time.strftime("%Y-%m-%d %H:%M:%S"),
+                iteration,
+                self.iterations,
+                consumed,
+                seconds * 1000,
+                learning_rate,
+                batch,
+                loss,
+                grad_norm,
+                int(skipped),
+            )
 
     def validation(self, iteration: int, consumed: int, loss: float, loss_by_position: list, buckets: int) -> None:
         """One validation; `loss_by_position` by bucket of target positions."""
@@ -55,11 +94,21 @@ class Metrics:
             return
         self.last_validation_loss = loss
         perplexity = math.exp(min(loss, 700.0))
-        self._write({"type": "validation", "iteration": iteration, "consumed tokens": consumed * self.sequence_length,
-                     "lm loss validation": loss, "lm loss validation ppl": perplexity,
-                     "loss by position": loss_by_position, "bucket tokens": buckets})
+        self._write(
+            {
+                "type": "validation",
+                "iteration": iteration,
+                "consumed tokens": consumed * self.sequence_length,
+                "lm loss validation": loss,
+                "lm loss validation ppl": perplexity,
+                "loss by position": loss_by_position,
+                "bucket tokens": buckets,
+            }
+        )
         self._scalars(iteration, {"lm loss validation": loss, "lm loss validation ppl": perplexity})
-        text = f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity:.6E} |"
+        text = (
+            f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity:.6E} |"
+        )
         if self._bar is not None:
             self._bar.write(text)
         else:
@@ -71,7 +120,10 @@ class Metrics:
                 part.close()
 
     def _write(self, values: dict) -> None:
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
 

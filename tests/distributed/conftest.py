@@ -13,6 +13,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("layouts")
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe_values()))
     for part in ("train", "validation"):
-        execute(command("generate", "--recipe", run / "recipe.yaml", "--dataset", "nca", "--part", part, "--run-dir", run))
+        execute(
+            command("generate", "--recipe", run / "recipe.yaml", "--dataset", "nca", "--part", part, "--run-dir", run)
+        )
     initialise(run, "tp1pp1", list(LAYOUTS))
     return run

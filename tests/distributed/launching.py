@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 REPOSITORY = Path(__file__).parents[2]
 
 LAYOUTS = {
@@ -23,20 +21,38 @@ LAW = {"num_states": 3, "height": 6, "width": 6, "sequence_length": 64, "band": 
 
 def recipe_values(iterations: int = 20, **phase: object) -> dict:
     """A tiny recipe whose every layout is a phase of its own, trained from the same initial weights."""
-    common = {"dataset": "nca", "iterations": iterations, "global_batch_size": 4, "micro_batch_size": 1,
-              "precision": "fp32", "validation_interval": 10, "validation_sequences": 4, "save_interval": 10,
-              "optimizer": {"lr": 3e-3, "min_lr": 1e-4, "warmup_iterations": 3, "weight_decay": 0.1, "clip_grad": 1.0}, **phase}
+    common = {
+        "dataset": "nca",
+        "iterations": iterations,
+        "global_batch_size": 4,
+        "micro_batch_size": 1,
+        "precision": "fp32",
+        "validation_interval": 10,
+        "validation_sequences": 4,
+        "save_interval": 10,
+        "optimizer": {"lr": 3e-3, "min_lr": 1e-4, "warmup_iterations": 3, "weight_decay": 0.1, "clip_grad": 1.0},
+        **phase,
+    }
     phases = {name: {**common, "parallel": layout} for name, layout in LAYOUTS.items()}
-    phases["text"] = {**common, "dataset": "text", "parallel": {"pipeline": 2}}
     arms = {name: {"steps": [{"phase": name}]} for name in LAYOUTS}
-    arms["transferred"] = {"steps": [{"phase": "tp2"}, {"phase": "text", "start": {"carry": ["attention"]}}]}
     return {
-        "name": "layouts", "control": "tp1pp1", "seeds": [0],
-        "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64,
-                  "sequence_length": 64, "attention_dropout": 0.0},
-        "datasets": {"nca": {"source": "nca", "law": LAW, "sequences": 48, "validation_sequences": 8},
-                     "text": {"source": "corpus", "input": "python-stdlib", "vocab_size": 300}},
-        "phases": phases, "arms": arms,
+        "name": "layouts",
+        "control": "tp1pp1",
+        "seeds": [0],
+        "model": {
+            "num_layers": 2,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "num_query_groups": 2,
+            "ffn_hidden_size": 64,
+            "sequence_length": 64,
+            "attention_dropout": 0.0,
+        },
+        "datasets": {
+            "nca": {"source": "nca", "law": LAW, "sequences": 48, "validation_sequences": 8},
+        },
+        "phases": phases,
+        "arms": arms,
     }
 
 
@@ -45,20 +61,45 @@ def command(*arguments: object) -> list[str]:
 
 
 def torchrun(ranks: int, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *map(str, arguments)]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        *map(str, arguments),
+    ]
 
 
 def execute(arguments: list[str], timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout)
-    assert not check or result.returncode == 0, f"{arguments} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}"
+    assert not check or result.returncode == 0, (
+        f"{arguments} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}"
+    )
     return result
 
 
 def initialise(run: Path, first: str, arms: list[str]) -> None:
     """One initial checkpoint, linked into every arm: equal weights at every layout."""
     source = run / "arms" / first / "seed0" / first / "initial"
-    execute(command("convert", "transfer", "--carry", "none", "--to", source, "--recipe", run / "recipe.yaml", "--phase", first, "--seed", "5"))
+    execute(
+        command(
+            "convert",
+            "transfer",
+            "--carry",
+            "none",
+            "--to",
+            source,
+            "--recipe",
+            run / "recipe.yaml",
+            "--phase",
+            first,
+            "--seed",
+            "5",
+        )
+    )
     for arm in arms:
         target = run / "arms" / arm / "seed0" / arm / "initial"
         if target != source:

@@ -16,9 +16,8 @@ WORKER = Path(__file__).parent / "worker.py"
 @pytest.fixture(scope="session")
 def trained(run_folder: Path) -> Path:
     """Every layout trained for 20 iterations, in one launch per world size."""
-    execute(torchrun(1, WORKER, run_folder, "tp1pp1"))
-    execute(torchrun(2, WORKER, run_folder, "tp2", "pp2", "tp2sp", "dp2"))
-    execute(torchrun(4, WORKER, run_folder, "tp2pp2"))
+    for ranks, layouts in [(1, ["tp1pp1"]), (2, ["tp2", "pp2", "tp2sp", "dp2"]), (4, ["tp2pp2"])]:
+        execute(torchrun(ranks, WORKER, *(f"{run_folder}::{layout}" for layout in layouts)))
     return run_folder
 
 
@@ -64,7 +63,9 @@ def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Pat
     folder = run / "arms/tp2/seed0/tp2"
     folder.mkdir(parents=True)
     (folder / "initial").symlink_to(trained / "arms/tp1pp1/seed0/tp1pp1/initial")
-    launch = torchrun(2, "-m", "megatron_nca", "train", run / "recipe.yaml", "--phase", "tp2", "--arm", "tp2", "--run-dir", run)
+    launch = torchrun(
+        2, "-m", "megatron_nca", "train", run / "recipe.yaml", "--phase", "tp2", "--arm", "tp2", "--run-dir", run
+    )
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(launch, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True)
         _wait_for(folder / "checkpoints/latest_checkpointed_iteration.txt", process, tmp_path / "log")
@@ -73,8 +74,13 @@ def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Pat
     assert not (folder / "done.json").exists()
     execute(launch)
     for kind in ("train", "validation"):
-        timeless = [[{key: value for key, value in line.items() if key not in ("iteration-time", "tokens-per-second")}
-                     for line in read_metrics(where, "tp2", "tp2", kind)] for where in (run, trained)]
+        timeless = [
+            [
+                {key: value for key, value in line.items() if key not in ("iteration-time", "tokens-per-second")}
+                for line in read_metrics(where, "tp2", "tp2", kind)
+            ]
+            for where in (run, trained)
+        ]
         assert timeless[0] == timeless[1]
     again = execute(launch)
     assert "is whole, nothing to do" in again.stderr
@@ -88,7 +94,10 @@ def _wait_for(path: Path, process: subprocess.Popen, log: Path) -> None:
 
 
 def test_a_second_launch_of_a_wrong_size_ends_with_one_message(run_folder: Path) -> None:
-    result = execute(command("train", run_folder / "recipe.yaml", "--phase", "tp2", "--arm", "tp2", "--run-dir", run_folder), check=False)
+    result = execute(
+        command("train", run_folder / "recipe.yaml", "--phase", "tp2", "--arm", "tp2", "--run-dir", run_folder),
+        check=False,
+    )
     assert result.returncode == 2
     assert "world size = 1" in result.stderr and "torchrun --nproc-per-node 2" in result.stderr
     assert "Traceback" not in result.stderr

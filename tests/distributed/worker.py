@@ -1,18 +1,48 @@
 """Several phases in one launch: importing torch and Megatron costs more than training these models.
 
-    torchrun --nproc-per-node N worker.py RUN PHASE...
+    torchrun --nproc-per-node N worker.py [--refused] RUN::PHASE...
+
+With --refused each must end in an error of ours, on every rank; the messages are printed as JSON lines.
 """
 
+import json
+import resource
+import signal
 import sys
 from pathlib import Path
 
 from megatron_nca.config.recipe import load_recipe
+from megatron_nca.errors import MegatronNcaError
 from megatron_nca.mcore.parallel import read_ranks
 from megatron_nca.run_dir import RunFolder
 from megatron_nca.train.loop import Job, train
 
+
+def job(argument: str) -> Job:
+    run, phase = argument.split("::")
+    recipe = load_recipe(Path(run) / "recipe.yaml")
+    return Job(recipe=recipe, phase=phase, arm=phase, seed=0, run=RunFolder(Path(run)))
+
+
+def refused(argument: str) -> None:
+    """Train and print the error; a run folder named `full` finds a disk that takes 20 kB a file."""
+    if Path(argument.split("::")[0]).name == "full":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        train(job(argument), read_ranks())
+    except MegatronNcaError as error:
+        print(json.dumps({"case": argument, "rank": read_ranks().rank, "error": str(error)}), flush=True)
+    else:
+        raise SystemExit(f"{argument} was not refused")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 if __name__ == "__main__":  # Megatron's checkpoint writer starts a process that imports this file
-    run = Path(sys.argv[1])
-    recipe = load_recipe(run / "recipe.yaml")
-    for phase in sys.argv[2:]:
-        train(Job(recipe=recipe, phase=phase, arm=phase, seed=0, run=RunFolder(run)), read_ranks())
+    arguments = sys.argv[1:]
+    if arguments[0] == "--refused":
+        for argument in arguments[1:]:
+            refused(argument)
+    else:
+        for argument in arguments:
+            train(job(argument), read_ranks())

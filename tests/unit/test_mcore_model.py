@@ -13,9 +13,12 @@ from megatron_nca.mcore.torch_dist import TorchDistReader
 
 RECIPE = """
 name: equality
-model: {{num_layers: 3, hidden_size: 64, num_heads: 4, num_query_groups: {groups}, ffn_hidden_size: 96, sequence_length: 32}}
+model:
+  {{num_layers: 3, hidden_size: 64, num_heads: 4, num_query_groups: {groups}, ffn_hidden_size: 96, sequence_length: 32}}
 datasets: {{text: {{source: indexed, vocab_size: 200, train_prefix: none, validation_prefix: none}}}}
-phases: {{text: {{dataset: text, iterations: 5, global_batch_size: 4, micro_batch_size: 2, precision: fp32, validation_sequences: 4, optimizer: {{lr: 1e-3}}}}}}
+phases:
+  text: {{dataset: text, iterations: 5, global_batch_size: 4, micro_batch_size: 2, precision: fp32,
+         validation_sequences: 4, optimizer: {{lr: 1e-3}}}}
 arms: {{scratch: {{steps: [{{phase: text}}]}}}}
 control: scratch
 """
@@ -25,11 +28,31 @@ control: scratch
 def test_losses_and_updates_equal_plain_pytorch(groups: int, tmp_path: Path) -> None:
     recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
     recipe_file.write_text(RECIPE.format(groups=groups))
-    assert main(["convert", "transfer", "--carry", "none", "--to", str(initial), "--recipe", str(recipe_file), "--phase", "text", "--seed", "3"]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                "transfer",
+                "--carry",
+                "none",
+                "--to",
+                str(initial),
+                "--recipe",
+                str(recipe_file),
+                "--phase",
+                "text",
+                "--seed",
+                "3",
+            ]
+        )
+        == 0
+    )
     model = load_recipe(recipe_file).model_config("text")
     plain = _reference(initial, model)
     optimizer = OptimizerConfig(lr=1e-2, weight_decay=0.1, decay_norms=True, clip_grad=0.5, decay_style="constant")
-    phase = Phase(dataset="text", iterations=5, global_batch_size=4, micro_batch_size=2, optimizer=optimizer, precision="fp32")
+    phase = Phase(
+        dataset="text", iterations=5, global_batch_size=4, micro_batch_size=2, optimizer=optimizer, precision="fp32"
+    )
     engine = Engine(model, phase, read_ranks(), seed=0)
     try:
         engine.load(initial)
