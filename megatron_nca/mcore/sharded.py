@@ -72,7 +72,8 @@ def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: Mode
             "Cure: use an older checkpoint of the series."
         ) from error
     with torch.no_grad():  # an fp32 optimizer copies into leaves in place
-        missing, unexpected = model.module.load_state_dict(state["model"], strict=False)
+        inner = getattr(model.module, "module", model.module)  # Float16Module's own does not say what is missing
+        missing, unexpected = inner.load_state_dict(state["model"], strict=False)
         assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
         if run_config.optimizer:
             optimizer.load_state_dict(state["optimizer"])

@@ -133,7 +133,7 @@ def test_wrong_weights_and_states_are_named():
         for module in (simulate, reference):
             with pytest.raises(ConfigError, match=message):
                 module.rollout(bad_weights, bad_states, 1, 1e-4, 0)
-    with pytest.raises(ConfigError, match="temperature = 0.0"):
+    with pytest.raises(ConfigError, match=r"temperature = 0\.0"):
         simulate.rollout(weights, states, 1, 0.0, 0)
     with pytest.raises(ConfigError, match="seed = -1"):
         simulate.rollout(weights, states, 1, 1e-4, -1)

@@ -53,7 +53,7 @@ def test_sequences_are_the_first_accepted_candidates_in_order(tmp_path):
     law = replace(preset("released"), band=(0.4, 0.55))
     manifest = generate(NcaSource(law, 40, 11), tmp_path / "nca")
     ratios = simulate.score(law, 11, 0, 400)
-    accepted = np.flatnonzero((0.4 < ratios) & (ratios < 0.55))[:40]
+    accepted = np.flatnonzero((ratios > 0.4) & (ratios < 0.55))[:40]
     expected = simulate.documents(law, 11, accepted, 0 * accepted)
     reader = IndexedReader(tmp_path / "nca")
     np.testing.assert_array_equal(np.stack([reader[i] for i in range(40)]), expected)

@@ -1,0 +1,142 @@
+"""How fast filtered automata data reach the disk, against the paper's released code.
+
+    python benchmarks/generation.py                      our figure beside a recorded one of the released code
+    python benchmarks/generation.py --official CHECKOUT --official-python PYTHON
+                                                         both, back to back; PYTHON has jax, flax, torch, matplotlib, joblib
+    python benchmarks/generation.py --write              also keep the table in benchmarks/results/
+
+Filtered tokens: every candidate is drawn and scored, only accepted ones give a sequence, which counts as 1,024 tokens.
+Ours is the whole verb's work: draw, roll out, compress, roll out afresh, check, write, hash, fsync, rename.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from megatron_nca import ops
+from megatron_nca.config.law import preset, replace
+from megatron_nca.sources.nca import NcaSource, generate
+
+LAW = replace(preset("released"), num_rules=None)
+RECORDED = {"rules_per_second": 443.0, "filtered_tokens_per_second": 0.124e6}
+RECORDED_WHERE = "released code at bdd1c71, JAX on two quiet cores of an AMD EPYC (Zen 5), November 2026"
+TARGET = 10.0
+"""Times the released code, back to back on the same cores."""
+
+OFFICIAL = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+import jax
+from utils.nca import compute_rule_gzip_batch, generate_nca_dataset
+from utils.tokenizers import NCA_Tokenizer
+count, law = int(sys.argv[2]), dict(grid=12, d_state=10, identity_bias=0.0, temperature=1e-4, dT=1, start_step=10)
+tokenizer = NCA_Tokenizer(2, num_colors=10)
+for attempt in range(2):
+    keys = jax.random.split(jax.random.PRNGKey(attempt), count)
+    begin = time.perf_counter()
+    scores = compute_rule_gzip_batch(keys, tokenizer, n_steps=10, mode="gzip", **law)
+    accepted = keys[(scores > 0.5) & (scores < 1.0)]
+    middle = time.perf_counter()
+    sims = generate_nca_dataset(keys[0], num_sims=len(accepted), num_rules=len(accepted), rule_seeds=accepted,
+                                num_examples=27, **law)
+    tokenizer.encode_task(sims)
+    end = time.perf_counter()
+print(json.dumps({"rules_per_second": count / (middle - begin), "accepted": len(accepted) / count,
+                  "filtered_tokens_per_second": 1024 * len(accepted) / (end - begin)}))
+"""
+
+
+def ours(sequences: int, threads: int, repeats: int) -> list[dict]:
+    """Wall and processor time of `repeats` datasets of different seeds."""
+    results = []
+    for repeat in range(repeats):
+        with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:  # a disk, not a tmpfs
+            source = NcaSource(LAW, sequences, seed=repeat, threads=threads)
+            wall, processor = time.perf_counter(), time.process_time()
+            generate(source, Path(folder) / "nca")
+            wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        tokens = sequences * LAW.sequence_length
+        results.append(
+            {
+                "filtered_tokens_per_second": tokens / wall,
+                "tokens_per_processor_second": tokens / processor,
+                "rules_per_second": source.examined / wall,
+            }
+        )
+    return results
+
+
+def official(checkout: Path, python: Path, candidates: int) -> dict:
+    """The released code's own functions in their own order; the first of two calls, which compiles, is not counted."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [str(python), "-c", OFFICIAL, str(checkout), str(candidates)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def processor_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(results: list[dict], threads: int, reference: dict, where: str) -> str:
+    best = max(results, key=lambda result: result["filtered_tokens_per_second"])
+    ratio = best["filtered_tokens_per_second"] / reference["filtered_tokens_per_second"]
+    rows = [
+        f"| megatron_nca, run {number} | {threads} | {result['filtered_tokens_per_second'] / 1e6:.2f} M "
+        f"| {result['tokens_per_processor_second'] / 1e6:.2f} M | {result['rules_per_second']:,.0f} |"
+        for number, result in enumerate(results, 1)
+    ]
+    rows.append(
+        f"| {where} | 2 | {reference['filtered_tokens_per_second'] / 1e6:.3f} M | | {reference['rules_per_second']:,.0f} |"
+    )
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    head = [
+        "| what | threads | filtered tokens/s (wall) | per processor-second | rules scored/s |",
+        "|---|---|---|---|---|",
+    ]
+    verdict = "at least" if ratio >= TARGET else "BELOW"
+    tail = [
+        "",
+        f"Best run over the released code: **{ratio:.1f} times** ({verdict} {TARGET:.0f}).",
+        f"Machine: {processor_name()}, {os.cpu_count()} cores, kernel `{ops.kernel_names()[0]}`, load average {load}.",
+        f"Law: released, band 0.5 1.0, one rule per sequence. {datetime.date.today().isoformat()}.",
+    ]
+    return "\n".join([*head, *rows, *tail])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=20_000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--official", type=Path, help="checkout of the released code")
+    parser.add_argument("--official-python", type=Path, default=Path(sys.executable))
+    parser.add_argument("--official-candidates", type=int, default=4000)
+    parser.add_argument("--write", metavar="HARDWARE", help="keep the table as results/generation_HARDWARE_DATE.md")
+    arguments = parser.parse_args()
+    results = ours(arguments.sequences, arguments.threads, arguments.repeats)
+    if arguments.official:
+        reference = official(arguments.official, arguments.official_python, arguments.official_candidates)
+        where = "released code (JAX on CPU), measured back to back"
+    else:
+        reference, where = RECORDED, f"recorded, not measured now: {RECORDED_WHERE}"
+    text = table(results, arguments.threads, reference, where)
+    print(text)
+    if arguments.write:
+        name = f"generation_{arguments.write}_{datetime.date.today().isoformat()}.md"
+        target = Path(__file__).parent / "results" / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(f"# Generation of filtered data\n\n{text}\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
