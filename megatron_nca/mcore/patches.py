@@ -21,9 +21,10 @@ class FusedAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
-        if not adam_w_mode:
-            raise ValueError("FusedAdam: only decoupled weight decay (adam_w_mode=True) is offered.")
+        if not adam_w_mode or capturable:
+            raise ValueError("FusedAdam: only decoupled weight decay (adam_w_mode=True) without CUDA graphs is offered.")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
