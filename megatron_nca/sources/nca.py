@@ -204,7 +204,7 @@ def check_space(law: NcaLaw, num_sequences: int, prefix: Path) -> None:
             explain(
                 "sequences",
                 num_sequences,
-                f"needs {need / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB free.",
+                f"needs {need / 1e6:,.1f} MB, but {folder} has {free / 1e6:,.1f} MB free.",
                 "free some space, choose another folder or fewer sequences.",
             )
         )
