@@ -1,0 +1,58 @@
+"""A resume with dropout in bf16 continues with the same floats: random streams are a function of the iteration."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_nca.__main__ import main
+from megatron_nca.config.recipe import load_recipe
+from megatron_nca.config.run_config import RunConfig
+from megatron_nca.mcore.engine import Engine, read_ranks
+from megatron_nca.run_dir import CheckpointFolder
+from megatron_nca.train import checkpoints
+
+RECIPE = """
+name: dropout
+model:
+  {num_layers: 2, hidden_size: 32, num_heads: 2, ffn_hidden_size: 64, sequence_length: 32, attention_dropout: 0.2}
+datasets: {text: {source: indexed, vocab_size: 100, train_prefix: none, validation_prefix: none}}
+phases:
+  text: {dataset: text, iterations: 4, global_batch_size: 4, micro_batch_size: 2, precision: PRECISION,
+         validation_sequences: 4, optimizer: {lr: 1e-2, warmup_iterations: 2, weight_decay: 0.1, clip_grad: 1.0}}
+arms: {scratch: {steps: [{phase: text}]}}
+control: scratch
+"""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_with_dropout_is_exact(precision: str, tmp_path: Path) -> None:
+    recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
+    recipe_file.write_text(RECIPE.replace("PRECISION", precision))
+    words = ["convert", "transfer", "--carry", "none", "--to", initial, "--recipe", recipe_file, "--phase", "text"]
+    assert main([*map(str, words), "--seed", "3"]) == 0
+    recipe = load_recipe(recipe_file)
+    model, phase = recipe.model_config("text"), recipe.phases["text"]
+    series = CheckpointFolder(tmp_path / "checkpoints")
+
+    engine = Engine(model, phase, read_ranks(), seed=7)
+    engine.load(initial)
+    unbroken = [step(engine, iteration) for iteration in range(2)]
+    checkpoints.save(engine, series, RunConfig(model=model, iteration=2, consumed_sequences=8, optimizer=True), keep=1)
+    unbroken += [step(engine, iteration) for iteration in range(2, 4)]
+    engine.close()
+
+    engine = Engine(model, phase, read_ranks(), seed=7)
+    assert engine.load(checkpoints.newest_whole(series)).iteration == 2
+    resumed = [step(engine, iteration) for iteration in range(2, 4)]
+    engine.close()
+    assert resumed == unbroken[2:]
+    assert len({loss for loss, *_ in unbroken}) == 4
+
+
+def step(engine: Engine, iteration: int) -> tuple[float, float, float]:
+    tokens = torch.randint(0, 100, (4, 33), generator=torch.Generator().manual_seed(iteration))
+    rows = [tokens[:2], tokens[2:]]
+    batches = ({"tokens": r[:, :-1], "labels": r[:, 1:], "loss_mask": torch.ones(2, 32)} for r in rows)
+    result = engine.train_step(batches, iteration)
+    return result.loss, result.grad_norm, result.learning_rate
