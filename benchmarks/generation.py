@@ -2,8 +2,8 @@
 
     python benchmarks/generation.py                      our figure beside a recorded one of the released code
     python benchmarks/generation.py --official CHECKOUT --official-python PYTHON
-                                                         both, back to back; PYTHON has jax, flax, torch, matplotlib, joblib
-    python benchmarks/generation.py --write              also keep the table in benchmarks/results/
+        both, back to back; PYTHON is an interpreter with jax, flax, torch, einops, matplotlib and joblib
+    python benchmarks/generation.py --write HARDWARE     also keep the table in benchmarks/results/
 
 Filtered tokens: every candidate is drawn and scored, only accepted ones give a sequence, which counts as 1,024 tokens.
 Ours is the whole verb's work: draw, roll out, compress, roll out afresh, check, write, hash, fsync, rename.
@@ -40,16 +40,17 @@ count, law = int(sys.argv[2]), dict(grid=12, d_state=10, identity_bias=0.0, temp
 tokenizer = NCA_Tokenizer(2, num_colors=10)
 for attempt in range(2):
     keys = jax.random.split(jax.random.PRNGKey(attempt), count)
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), time.process_time()
     scores = compute_rule_gzip_batch(keys, tokenizer, n_steps=10, mode="gzip", **law)
     accepted = keys[(scores > 0.5) & (scores < 1.0)]
     middle = time.perf_counter()
     sims = generate_nca_dataset(keys[0], num_sims=len(accepted), num_rules=len(accepted), rule_seeds=accepted,
                                 num_examples=27, **law)
     tokenizer.encode_task(sims)
-    end = time.perf_counter()
+    end, processor = time.perf_counter(), time.process_time() - processor
 print(json.dumps({"rules_per_second": count / (middle - begin), "accepted": len(accepted) / count,
-                  "filtered_tokens_per_second": 1024 * len(accepted) / (end - begin)}))
+                  "filtered_tokens_per_second": 1024 * len(accepted) / (end - begin),
+                  "tokens_per_processor_second": 1024 * len(accepted) / processor}))
 """
 
 
@@ -86,6 +87,17 @@ def processor_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def reference_row(best: dict, reference: dict, where: str) -> tuple[str, str]:
+    """The released code's row, and a sentence on processor time, which a busy machine disturbs less than the wall's."""
+    tokens, rules = reference["filtered_tokens_per_second"] / 1e6, reference["rules_per_second"]
+    per_processor = reference.get("tokens_per_processor_second")
+    if per_processor is None:
+        return f"| {where} | 2 | {tokens:.3f} M | | {rules:,.0f} |", "its processor time was not recorded."
+    ratio = best["tokens_per_processor_second"] / per_processor
+    row = f"| {where} | 2 | {tokens:.3f} M | {per_processor / 1e6:.3f} M | {rules:,.0f} |"
+    return row, f"by processor time {ratio:.1f} times."
+
+
 def table(results: list[dict], threads: int, reference: dict, where: str) -> str:
     best = max(results, key=lambda result: result["filtered_tokens_per_second"])
     ratio = best["filtered_tokens_per_second"] / reference["filtered_tokens_per_second"]
@@ -94,9 +106,8 @@ def table(results: list[dict], threads: int, reference: dict, where: str) -> str
         f"| {result['tokens_per_processor_second'] / 1e6:.2f} M | {result['rules_per_second']:,.0f} |"
         for number, result in enumerate(results, 1)
     ]
-    rows.append(
-        f"| {where} | 2 | {reference['filtered_tokens_per_second'] / 1e6:.3f} M | | {reference['rules_per_second']:,.0f} |"
-    )
+    row, by_processor = reference_row(best, reference, where)
+    rows.append(row)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     head = [
         "| what | threads | filtered tokens/s (wall) | per processor-second | rules scored/s |",
@@ -105,7 +116,7 @@ def table(results: list[dict], threads: int, reference: dict, where: str) -> str
     verdict = "at least" if ratio >= TARGET else "BELOW"
     tail = [
         "",
-        f"Best run over the released code: **{ratio:.1f} times** ({verdict} {TARGET:.0f}).",
+        f"Best run over the released code: **{ratio:.1f} times** ({verdict} {TARGET:.0f}); {by_processor}",
         f"Machine: {processor_name()}, {os.cpu_count()} cores, kernel `{ops.kernel_names()[0]}`, load average {load}.",
         f"Law: released, band 0.5 1.0, one rule per sequence. {datetime.date.today().isoformat()}.",
     ]

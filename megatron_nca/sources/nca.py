@@ -1,8 +1,8 @@
 """Sequences of accepted automaton rules, and the dataset that they make.
 
 Candidates are numbered 0, 1, 2, ... A dataset of N sequences holds the rules of the first R accepted candidates,
-in order; R = min(num_rules, N), or N where num_rules is None. Sequence i uses rule i % R with repeat number i // R, so each
-has its own initial state and sampling. Nothing depends on threads, blocks or processes.
+in order; R = min(num_rules, N), or N where num_rules is None. Sequence i uses rule i % R with repeat number i // R, so
+each has its own initial state and sampling. Nothing depends on threads, blocks or processes.
 """
 
 import shutil
