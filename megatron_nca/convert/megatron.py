@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_nca.config.run_config import FILE_NAME, RunConfig, load_run_config
+from megatron_nca.config.run_config import FILE_NAME, RunConfig, is_whole, load_run_config
 from megatron_nca.config.schema import to_yaml
 from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor, Ignored
 from megatron_nca.errors import CheckpointError
@@ -33,7 +33,6 @@ _MAIN_WEIGHTS = ("optimizer.state.fp32_param.", "optimizer.state.param.")
 _CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False,
             "chained_optim_avoid_prefix": True}
 _SERIES_FILE = "latest_checkpointed_iteration.txt"
-_FILES_OF_A_WHOLE_ONE = (METADATA_FILE, "metadata.json", "common.pt", FILE_NAME)
 
 
 def find_checkpoint(path: Path) -> tuple[Path, str | None]:
@@ -50,7 +49,7 @@ def find_checkpoint(path: Path) -> tuple[Path, str | None]:
     if not folders and not (path / _SERIES_FILE).is_file():
         raise CheckpointError(f"{path}: is not a whole checkpoint ({METADATA_FILE} is missing), nor a series "
                               f"({_SERIES_FILE} is missing). Cure: give the folder of one iteration.")
-    whole = [n for n, folder in folders.items() if all((folder / f).is_file() for f in _FILES_OF_A_WHOLE_ONE)]
+    whole = [n for n, folder in folders.items() if is_whole(folder)]
     if not whole:
         raise CheckpointError(f"{path}: none of its {len(folders)} iterations is a whole checkpoint. "
                               "Cure: resume the training that writes it.")
@@ -135,4 +134,6 @@ def _reason_to_ignore(key: str) -> str | None:
         return "optimizer state"
     if key == "rng_state" or key.startswith(("rng_state/", "rng_state.")):
         return "random states"
+    if key.startswith("common_state/"):
+        return "what common.pt holds in older checkpoints"
     return "extra state" if "_extra_state" in key else None

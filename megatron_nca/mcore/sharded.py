@@ -6,7 +6,6 @@
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from torch.distributed.checkpoint.api import CheckpointException
@@ -62,6 +61,7 @@ def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: Mode
     if run_config.optimizer:
         state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=metadata)
     _check_tensors(folder, state)
+    _check_common(folder)
     try:
         state = dist_checkpointing.load(
             state, str(folder), strict="raise_unexpected" if run_config.optimizer else "assume_ok_unexpected"
@@ -121,6 +121,15 @@ def _check_tensors(folder: Path, state: dict) -> None:
             )
 
 
-def barrier() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+def _check_common(folder: Path) -> None:
+    """Megatron unpickles `common.pt` whatever is in it, so it is read here first by the unpickler that runs no code."""
+    path = folder / "common.pt"
+    if not path.exists():  # Megatron-Core 0.19 writes none
+        return
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: holds more than plain data and was not loaded ({str(error)[:300]}). "
+            "Cure: use only checkpoints that Megatron or this project wrote."
+        ) from error

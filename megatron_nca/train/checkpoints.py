@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from megatron_nca import files
-from megatron_nca.config.run_config import FILE_NAME, RunConfig
+from megatron_nca.config.run_config import FILE_NAME, RunConfig, is_whole
 from megatron_nca.config.schema import to_yaml
 from megatron_nca.errors import CheckpointError, DataError
 from megatron_nca.mcore.engine import Engine, agree
@@ -32,17 +32,21 @@ def starting_point(folder: PhaseFolder) -> Path:
 
 
 def newest_whole(series: CheckpointFolder) -> Path | None:
-    """The newest whole checkpoint of a series; broken ones are named loudly. None if there is none."""
+    """The newest whole checkpoint of a series, None if the series is empty; broken ones are named loudly.
+
+    Raises CheckpointError if there are only broken ones: starting over would not be what was asked.
+    """
     found = sorted((path for path in series.path.glob("iter_*") if path.is_dir()), reverse=True)
     for path in found:
         if is_whole(path):
             return path
         logger.warning("checkpoint %s is not whole and is passed over", path)
+    if found:
+        raise CheckpointError(
+            f"{series.path}: none of its {len(found)} checkpoints is whole. "
+            "Cure: restore one, or remove them all to start the phase over."
+        )
     return None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    return all((checkpoint / name).is_file() for name in (".metadata", "metadata.json", "common.pt", FILE_NAME))
 
 
 def save(engine: Engine, series: CheckpointFolder, run_config: RunConfig, keep: int) -> Path:

@@ -72,7 +72,7 @@ def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Pat
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (folder / "done.json").exists()
-    execute(launch)
+    assert "resumed at iteration 10" in execute(launch).stderr
     for kind in ("train", "validation"):
         timeless = [
             [

@@ -54,6 +54,10 @@ def hostile_metadata(run: Path) -> None:
     (initial(run) / ".metadata").write_bytes(b"cbuiltins\nopen\n(S'" + mark + b"'\nS'w'\ntR.")
 
 
+def hostile_common(run: Path) -> None:
+    (initial(run) / "common.pt").write_bytes(b"cbuiltins\nopen\n(S'" + str(run / "executed").encode() + b"'\nS'w'\ntR.")
+
+
 def truncated_data(run: Path) -> None:
     file = run / "data/nca/train.bin"
     file.write_bytes(file.read_bytes()[:-2])
@@ -77,6 +81,7 @@ CASES: dict[Callable, list[str]] = {
     other_vocabulary: ["holds another model", "vocab_size is 300, expected 83"],
     torn_weights: [".distcp"],
     hostile_metadata: [".metadata", "builtins.open"],
+    hostile_common: ["common.pt", "was not loaded"],
     truncated_data: ["train.bin", "its manifest says"],
     foreign_index: ["validation.idx"],
     missing_data: ["train.json", "Cure"],

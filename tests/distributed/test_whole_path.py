@@ -10,7 +10,7 @@ from launching import LAW, command, execute
 
 from megatron_nca.mcore.torch_dist import TorchDistReader
 
-WORDS = "def return import class self for in if else None True yield raise with as lambda pass".split()
+WORDS = ["def", "return", "import", "class", "self", "for", "in", "if", "else", "None", "True", "yield", "raise", "with"]
 ATTENTION = ("decoder.layers.self_attention.linear_qkv.weight", "decoder.layers.self_attention.linear_proj.weight")
 
 
