@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -52,6 +53,24 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with publish(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock the file `path` (made if need be) until the descriptor returned is closed; None if another process holds it.
+
+    Children that inherit the descriptor hold the lock too. Raises DataError where the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise translate(error, path) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def sha256(path: Path) -> str:

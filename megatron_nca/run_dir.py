@@ -59,6 +59,11 @@ class PhaseFolder:
         return self.path / "train.log"
 
     @property
+    def lock(self) -> Path:
+        """Held by the one training at work here."""
+        return self.path / ".lock"
+
+    @property
     def done(self) -> Path:
         """Written last by `train`: the phase is whole."""
         return self.path / "done.json"

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shlex
 import signal
@@ -15,7 +14,7 @@ from megatron_nca import __version__, plan
 from megatron_nca.cli.arguments import accept_overrides_anywhere
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import ConfigError, LaunchError
-from megatron_nca.files import translate, write_text
+from megatron_nca.files import try_lock, write_text
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
 
@@ -81,19 +80,13 @@ def totals(recipe: Recipe) -> list[str]:
 @contextlib.contextmanager
 def locked(run_folder: RunFolder) -> Iterator[int]:
     """Hold the run folder's lock; the children inherit it, so it outlives a walker that is killed."""
+    descriptor = try_lock(run_folder.lock)
+    if descriptor is None:
+        raise ConfigError(
+            f"--run-dir = {str(run_folder.path)!r}: another `megatron-nca run`, or a step it started, is at work "
+            "there. Cure: wait for it, stop it, or choose another folder."
+        )
     try:
-        run_folder.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run_folder.lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise translate(error, run_folder.path) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--run-dir = {str(run_folder.path)!r}: another `megatron-nca run`, or a step it started, is at work "
-                "there. Cure: wait for it, stop it, or choose another folder."
-            ) from None
         yield descriptor
     finally:
         os.close(descriptor)

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from megatron_nca.mcore import parallel
 
+    parallel.end_with_launcher()
     ranks = parallel.read_ranks()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)

@@ -1,6 +1,9 @@
 """Rank variables, process groups, the device and the random streams: the one reader of a launcher's environment."""
 
+import ctypes
 import os
+import signal
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -38,6 +41,13 @@ def read_ranks() -> Ranks:
         world_size=int(os.environ.get("WORLD_SIZE", 1)),
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
     )
+
+
+def end_with_launcher() -> None:
+    """Under torchrun, die when it dies: a rank that lives on would be a second writer beside the restarted run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def check_world_size(parallel: ParallelConfig, ranks: Ranks) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from megatron_nca.config.recipe import Recipe
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
 from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets
-from megatron_nca.run_dir import RunFolder
+from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import checkpoints
 from megatron_nca.train.metrics import Metrics
 
@@ -41,7 +42,9 @@ def train(job: Job, ranks: Ranks) -> None:
             logger.info("%s: is whole, nothing to do", folder.path)
         return
     engine = Engine(model, phase, ranks, job.seed)
+    lock = None
     try:
+        lock = _agreed(lambda: _lock(folder) if ranks.is_first else None)
         data = _open_data(job)
         start = _agreed(lambda: checkpoints.starting_point(folder))
         loaded = _agreed(lambda: engine.load(start))
@@ -76,7 +79,17 @@ def train(job: Job, ranks: Ranks) -> None:
         finally:
             metrics.close()
     finally:
+        if lock is not None:
+            os.close(lock)
         engine.close()
+
+
+def _lock(folder: PhaseFolder) -> int:
+    """Two trainings in one folder would mix their checkpoints. Raises LaunchError if another is at work."""
+    lock = files.try_lock(folder.lock)
+    if lock is None:
+        raise LaunchError(f"{folder.path}: another process is training here. Cure: wait for it, or end it.")
+    return lock
 
 
 def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: RunConfig) -> None:
