@@ -1,5 +1,6 @@
 """What Megatron-Core needs on any device, each with its reason. There is no other monkeypatch but `cpu.py`."""
 
+import queue
 import warnings
 
 import torch
@@ -89,3 +90,15 @@ def install() -> str:
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
     return "megatron_nca FusedAdam (torch._fused_adamw_)"
+
+
+def save_without_a_server() -> None:
+    """Let Megatron's checkpoint writer hand its results over in this process, where our saves wait for them.
+
+    By itself it starts a server process for a queue on every rank: seconds and 270 MB, and a rank that is killed
+    leaves its server behind for ever.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    assert hasattr(filesystem_async, "_results_queue"), "Megatron-Core 0.16 to 0.19 keep the queue there"
+    filesystem_async._results_queue = queue.Queue()

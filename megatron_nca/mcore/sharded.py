@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.errors import CheckpointError
+from megatron_nca.mcore import patches
 from megatron_nca.mcore.torch_dist import TorchDistReader
 
 LAYOUT_FREE = "fully_reshardable"
@@ -41,6 +42,7 @@ def save(folder: Path, model: torch.nn.Module, optimizer: object) -> None:
     state = {"model": _model_state(model, metadata)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=metadata)
     content = {key: value for key, value in metadata.items() if key != "dp_cp_group"}
+    patches.save_without_a_server()
     try:
         dist_checkpointing.save(state, str(folder), ("torch_dist", 1), content_metadata=content)
     except CheckpointException as error:  # not an Exception; raised on every rank, with the causes on the first
