@@ -23,7 +23,6 @@ class ModelShape:
     sequence_length: int = 1024
     rope_base: int = 10_000
     norm_epsilon: float = 1e-6
-    attention_dropout: float = 0.0
     init_std: float = 0.02
     """Standard deviation of every matrix of the layers."""
     scaled_residual_init: bool = False
@@ -62,15 +61,6 @@ class ModelShape:
                 raise ConfigError(
                     explain(f"model.{name}", getattr(self, name), "must be positive.", "leave it out for the default.")
                 )
-        if not 0 <= self.attention_dropout < 1:
-            raise ConfigError(
-                explain(
-                    "model.attention_dropout",
-                    self.attention_dropout,
-                    "is not a probability below 1.",
-                    "use a value in [0, 1).",
-                )
-            )
 
     @property
     def query_groups(self) -> int:

@@ -105,6 +105,10 @@ class Phase:
     optimizer: OptimizerConfig
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    attention_dropout: float = 0.0
+    attention_dropout_iterations: int | None = None
+    """Dropout is on for so many iterations, None: for all. The released text phases lose it at their first
+    validation (E1)."""
     validation_interval: int = 100
     validation_sequences: int = 256
     """Sequences of each validation; always the same ones, from the front of the held-out set."""
@@ -124,6 +128,15 @@ class Phase:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(explain(name, getattr(self, name), "must be at least 1.", "give a positive number."))
+        if not 0 <= self.attention_dropout < 1:
+            raise ConfigError(
+                explain(
+                    "attention_dropout",
+                    self.attention_dropout,
+                    "is not a probability below 1.",
+                    "use a value in [0, 1).",
+                )
+            )
         for name in ("global_batch_size", "validation_sequences"):
             step = self.micro_batch_size * self.parallel.data
             if getattr(self, name) % step:
@@ -148,6 +161,11 @@ class Phase:
                     "shorten it, or lengthen the schedule with decay_iterations.",
                 )
             )
+
+    def dropout_at(self, iteration: int) -> float:
+        """Attention dropout of an iteration, counted from 0."""
+        limit = self.attention_dropout_iterations
+        return self.attention_dropout if limit is None or iteration < limit else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,21 +58,22 @@ class Engine:
         from megatron.core.distributed import finalize_model_grads
         from megatron.core.utils import get_model_config
 
-        config = get_model_config(self.model)
-        config.grad_scale_func = self.optimizer.scale_loss
-        config.finalize_model_grads_func = finalize_model_grads
+        self._config = get_model_config(self.model)
+        self._config.grad_scale_func = self.optimizer.scale_loss
+        self._config.finalize_model_grads_func = finalize_model_grads
 
     def train_step(self, batches: Iterator[dict], iteration: int) -> StepResult:
         """One optimizer step on the micro-batches of `batches`; `iteration` counts from 0."""
         self.model.train()
+        self._config.attention_dropout = self.phase.dropout_at(iteration)
         parallel.seed_streams(self.seed, iteration)
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         micro_batches = self.phase.global_batch_size // (self.phase.micro_batch_size * self.phase.parallel.data)
         sums = self._schedule(batches, micro_batches, self.phase.micro_batch_size, forward_only=False)
         updated, grad_norm, _ = self.optimizer.step()
-        if updated:
-            self.schedule.step(increment=self.phase.global_batch_size)
+        # Also after a skipped update: the rate is a function of the iteration, which a resume knows.
+        self.schedule.step(increment=self.phase.global_batch_size)
         loss_sum, tokens = self._reduce(torch.stack(sums).sum(0) if sums else None, 2)
         return StepResult(
             loss=loss_sum / tokens,

@@ -46,7 +46,7 @@ class SdpaAttention(torch.nn.Module):
         **unused: object,
     ) -> None:
         super().__init__()
-        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.config = config
 
     def forward(
         self,
@@ -59,10 +59,11 @@ class SdpaAttention(torch.nn.Module):
         """query (S, B, N, D), key and value (S, B, G, D) -> (S, B, N * D)."""
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         grouped = query.shape[1] != key.shape[1]
-        if self.training and self.dropout:
+        dropout = self.config.attention_dropout
+        if self.training and dropout:
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 context = F.scaled_dot_product_attention(
-                    query, key, value, dropout_p=self.dropout, is_causal=True, enable_gqa=grouped
+                    query, key, value, dropout_p=dropout, is_causal=True, enable_gqa=grouped
                 )
         else:
             context = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
@@ -83,7 +84,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         activation_func=F.silu,
         gated_linear_unit=True,
         add_bias_linear=False,
-        attention_dropout=model.attention_dropout,
+        attention_dropout=0.0,  # the engine sets it for each iteration
         hidden_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,

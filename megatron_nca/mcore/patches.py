@@ -25,7 +25,7 @@ class FusedAdam(torch.optim.Optimizer):
         capturable: bool = False,
     ) -> None:
         if not adam_w_mode or capturable:
-            raise ValueError("FusedAdam: only decoupled weight decay (adam_w_mode=True) without CUDA graphs is offered.")
+            raise ValueError("FusedAdam: only decoupled weight decay, without CUDA graphs, is offered.")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -69,8 +69,8 @@ def save(engine: Engine, series: CheckpointFolder, run_config: RunConfig, keep: 
 
 def _failed(iteration: int, path: Path, failure: Exception) -> DataError:
     return DataError(
-        f"saving iteration {iteration} failed: {failure} Nothing was left under {path.name}. Cure: check the free space "
-        "and the permissions, then start again; it resumes from the last whole one."
+        f"saving iteration {iteration} failed: {failure} Nothing was left under {path.name}. "
+        "Cure: check the free space and the permissions, then start again; it resumes from the last whole one."
     )
 
 

@@ -46,7 +46,6 @@ def recipe_values(iterations: int = 20, **phase: object) -> dict:
             "num_query_groups": 2,
             "ffn_hidden_size": 64,
             "sequence_length": 64,
-            "attention_dropout": 0.0,
         },
         "datasets": {
             "nca": {"source": "nca", "law": LAW, "sequences": 48, "validation_sequences": 8},

@@ -16,11 +16,11 @@ from megatron_nca.train import checkpoints
 RECIPE = """
 name: dropout
 model:
-  {num_layers: 2, hidden_size: 32, num_heads: 2, ffn_hidden_size: 64, sequence_length: 32, attention_dropout: 0.2}
+  {num_layers: 2, hidden_size: 32, num_heads: 2, ffn_hidden_size: 64, sequence_length: 32}
 datasets: {text: {source: indexed, vocab_size: 100, train_prefix: none, validation_prefix: none}}
 phases:
   text: {dataset: text, iterations: 4, global_batch_size: 4, micro_batch_size: 2, precision: PRECISION,
-         validation_sequences: 4, optimizer: {lr: 1e-2, warmup_iterations: 2, weight_decay: 0.1, clip_grad: 1.0}}
+         attention_dropout: 0.2, validation_sequences: 4, optimizer: {lr: 1e-2, warmup_iterations: 2, weight_decay: 0.1, clip_grad: 1.0}}
 arms: {scratch: {steps: [{phase: text}]}}
 control: scratch
 """
