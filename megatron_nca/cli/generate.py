@@ -93,6 +93,8 @@ class Request:
     sequences: int
     seed: int
     prefix: Path
+    inside_run: bool
+    """Whether the place is a run folder's own, where a torn dataset is made again; elsewhere it may be a user's."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -100,7 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_nca.sources import nca as source_of_nca
 
     law, prefix = request.law, request.prefix
-    there = source_of_nca.existing(prefix, law, request.sequences, request.seed)
+    torn = source_of_nca.is_torn(prefix) if request.inside_run else None
+    if torn:
+        print(f"made again: {torn}", file=sys.stderr)
+    there = None if torn else source_of_nca.existing(prefix, law, request.sequences, request.seed)
     if there is not None and not arguments.dry_run:
         print(f"{prefix}: is there already, made with these settings ({there.documents:,} sequences)")
         return 0
@@ -133,7 +138,7 @@ def _plain_request(arguments: argparse.Namespace) -> Request:
             raise ConfigError(f"--{name}: is required. Cure: give it, or a recipe with --recipe.")
     changes = _law_changes(arguments)
     law = replace(preset(arguments.preset or "released"), **changes)
-    return Request(law, arguments.sequences, arguments.seed or 0, arguments.output)
+    return Request(law, arguments.sequences, arguments.seed or 0, arguments.output, inside_run=False)
 
 
 def _law_changes(arguments: argparse.Namespace) -> dict:
@@ -180,8 +185,8 @@ def _recipe_request(arguments: argparse.Namespace) -> Request:
         )
     prefix = RunFolder(arguments.run_dir).dataset(arguments.dataset).prefix(arguments.part, dataset)
     if arguments.part == "train":
-        return Request(dataset.law, dataset.sequences, dataset.seed, prefix)
-    return Request(dataset.law, dataset.validation_sequences, dataset.validation_seed, prefix)
+        return Request(dataset.law, dataset.sequences, dataset.seed, prefix, inside_run=True)
+    return Request(dataset.law, dataset.validation_sequences, dataset.validation_seed, prefix, inside_run=True)
 
 
 def _dry_run(source: typing.Any, prefix: Path) -> int:

@@ -155,6 +155,17 @@ def generate(source: NcaSource, prefix: Path, progress: Callable[[int], None] = 
         return writer.finish({"kind": "nca", "vocab_size": law.vocab_size, "origin": source.origin()})
 
 
+def is_torn(prefix: Path) -> str | None:
+    """Why what is at PREFIX is no whole dataset, though some of it is there: killed while publishing, or damaged."""
+    if not any(part(prefix, ending).exists() for ending in ("bin", "idx", "json")):
+        return None
+    try:
+        Manifest.load(prefix)
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def existing(prefix: Path, law: NcaLaw, num_sequences: int, seed: int) -> Manifest | None:
     """The manifest of PREFIX if it was made with just these settings, None if there is nothing.
 

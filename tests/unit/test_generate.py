@@ -138,3 +138,21 @@ def test_recipe_gives_both_parts(tmp_path, recipe_values):
     assert (train.documents, validation.documents) == (8, 4)
     assert (train.origin["seed"], validation.origin["seed"]) == (0, 1_000_003)
     assert train.vocab_size == 18
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "a short .bin"])
+def test_a_torn_dataset_of_a_run_is_made_again(tmp_path, recipe_values, capsys, damage):
+    """As a kill between two renames leaves it; the walk must go on without a hand."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_values))
+    options = ["--recipe", recipe, "--dataset", "automata", "--run-dir", tmp_path / "run", "--part", "train"]
+    assert run(*options) == 0
+    prefix = tmp_path / "run/data/automata/train"
+    whole = parts(prefix)
+    if damage == "no manifest":
+        Path(f"{prefix}.json").unlink()
+    else:
+        Path(f"{prefix}.bin").write_bytes(whole[0][:-2])
+    assert run(*options) == 0
+    assert parts(prefix) == whole
+    assert "made again" in capsys.readouterr().err

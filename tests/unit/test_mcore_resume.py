@@ -20,7 +20,8 @@ model:
 datasets: {text: {source: indexed, vocab_size: 100, train_prefix: none, validation_prefix: none}}
 phases:
   text: {dataset: text, iterations: 4, global_batch_size: 4, micro_batch_size: 2, precision: PRECISION,
-         attention_dropout: 0.2, validation_sequences: 4, optimizer: {lr: 1e-2, warmup_iterations: 2, weight_decay: 0.1, clip_grad: 1.0}}
+         attention_dropout: 0.2, validation_sequences: 4,
+         optimizer: {lr: 1e-2, warmup_iterations: 2, weight_decay: 0.1, clip_grad: 1.0}}
 arms: {scratch: {steps: [{phase: text}]}}
 control: scratch
 """
