@@ -100,16 +100,7 @@ def _time(action: object, first: int, iterations: int) -> float:
 def _ours(engine: Engine, data: object, metrics: Metrics, iteration: int) -> None:
     started = time.perf_counter()
     result = engine.train_step(data.train_batches(8 * iteration, 8, 8, engine.device), iteration)
-    metrics.train(
-        iteration + 1,
-        8 * iteration + 8,
-        result.loss,
-        engine.learning_rate,
-        result.grad_norm,
-        result.skipped,
-        time.perf_counter() - started,
-        8,
-    )
+    metrics.train(iteration + 1, 8 * iteration + 8, 8, result, time.perf_counter() - started)
 
 
 class _Plain:

@@ -25,6 +25,8 @@ class StepResult:
     """Mean over the scored tokens of the global batch, nats."""
     grad_norm: float
     learning_rate: float
+    """That this step used."""
+    loss_scale: float
     skipped: bool
     """Whether the update was left out because a gradient was not finite (fp16 loss scaling)."""
 
@@ -71,6 +73,7 @@ class Engine:
         self.optimizer.zero_grad()
         micro_batches = self.phase.global_batch_size // (self.phase.micro_batch_size * self.phase.parallel.data)
         sums = self._schedule(batches, micro_batches, self.phase.micro_batch_size, forward_only=False)
+        learning_rate, loss_scale = self.learning_rate, float(self.optimizer.get_loss_scale())
         updated, grad_norm, _ = self.optimizer.step()
         # Also after a skipped update: the rate is a function of the iteration, which a resume knows.
         self.schedule.step(increment=self.phase.global_batch_size)
@@ -78,7 +81,8 @@ class Engine:
         return StepResult(
             loss=loss_sum / tokens,
             grad_norm=float(grad_norm or 0.0),
-            learning_rate=self.learning_rate,
+            learning_rate=learning_rate,
+            loss_scale=loss_scale,
             skipped=not updated,
         )
 

@@ -110,20 +110,10 @@ def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: 
         started = time.perf_counter()
         # --------------------------------- one step ---------------------------------
         batches = data.train_batches(consumed, phase.global_batch_size, phase.micro_batch_size, engine.device)
-        learning_rate = engine.learning_rate
         result = engine.train_step(batches, iteration)
         # -----------------------------------------------------------------------------
         iteration, consumed = iteration + 1, consumed + phase.global_batch_size
-        metrics.train(
-            iteration,
-            consumed,
-            result.loss,
-            learning_rate,
-            result.grad_norm,
-            result.skipped,
-            time.perf_counter() - started,
-            phase.global_batch_size,
-        )
+        metrics.train(iteration, consumed, phase.global_batch_size, result, time.perf_counter() - started)
         if not math.isfinite(result.loss):
             raise LaunchError(
                 f"lm loss = {result.loss} at iteration {iteration} of phase {job.phase}: training has diverged. "

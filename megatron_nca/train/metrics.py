@@ -8,7 +8,11 @@ import time
 from pathlib import Path
 
 from megatron_nca import files
+from megatron_nca.mcore.engine import StepResult
 from megatron_nca.run_dir import PhaseFolder
+
+LOG_INTERVAL = 10
+"""Iterations between two lines of the log; metrics.jsonl has them all."""
 
 logger = logging.getLogger("megatron_nca.train")
 
@@ -30,63 +34,40 @@ class Metrics:
         self._board = _tensorboard(folder.tensorboard, resumed_at)
         self._bar = _progress_bar(iterations, resumed_at)
 
-    def train(
-        self,
-        iteration: int,
-        consumed: int,
-        loss: float,
-        learning_rate: float,
-        grad_norm: float,
-        skipped: bool,
-        seconds: float,
-        batch: int,
-    ) -> None:
-        """One optimizer step; `seconds` of wall time, `consumed` and `batch` in sequences."""
+    def train(self, iteration: int, consumed: int, batch: int, result: StepResult, seconds: float) -> None:
+        """One optimizer step that took `seconds` of wall time; `consumed` and `batch` in sequences."""
         if not self.writes:
             return
         rate = batch * self.sequence_length / seconds
-        self._write(
-            {
-                "type": "train",
-                "iteration": iteration,
-                "consumed tokens": consumed * self.sequence_length,
-                "lm loss": loss,
-                "learning-rate": learning_rate,
-                "grad-norm": grad_norm,
-                "iteration-time": seconds,
-                "tokens-per-second": rate,
-                "skipped": skipped,
-            }
-        )
-        self._scalars(
-            iteration,
-            {
-                "lm loss": loss,
-                "learning-rate": learning_rate,
-                "grad-norm": grad_norm,
-                "iteration-time": seconds,
-                "batch-size": batch,
-            },
-        )
+        scalars = {
+            "lm loss": result.loss,
+            "learning-rate": result.learning_rate,
+            "grad-norm": result.grad_norm,
+            "loss-scale": result.loss_scale,
+            "iteration-time": seconds,
+        }
+        tokens = consumed * self.sequence_length
+        line = {"type": "train", "iteration": iteration, "consumed tokens": tokens, **scalars}
+        self._write({**line, "tokens-per-second": rate, "skipped": result.skipped})
+        self._scalars(iteration, {**scalars, "batch-size": batch})
         if self._bar is not None:
             self._bar.update(1)
-            self._bar.set_postfix_str(f"lm loss {loss:.4f}, {rate:,.0f} tokens/s")
-        elif iteration % 10 == 0 or iteration == self.iterations:
-            logger.info(
-                " [%s] iteration %8d/%8d | consumed samples: %12d | elapsed time per iteration (ms): %.1f | "
-                "learning rate: %.6E | global batch size: %5d | lm loss: %.6E | grad norm: %.3f | "
-                "number of skipped iterations: %3d |",
-                time.strftime("%Y-%m-%d %H:%M:%S"),
-                iteration,
-                self.iterations,
-                consumed,
-                seconds * 1000,
-                learning_rate,
-                batch,
-                loss,
-                grad_norm,
-                int(skipped),
-            )
+            self._bar.set_postfix_str(f"lm loss {result.loss:.4f}, {rate:,.0f} tokens/s")
+        elif iteration % LOG_INTERVAL == 0 or iteration == self.iterations:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            fields = [
+                f" [{now}] iteration {iteration:8d}/{self.iterations:8d}",
+                f"consumed samples: {consumed:12d}",
+                f"elapsed time per iteration (ms): {1000 * seconds:.1f}",
+                f"learning rate: {result.learning_rate:.6E}",
+                f"global batch size: {batch:5d}",
+                f"lm loss: {result.loss:.6E}",
+                f"loss scale: {result.loss_scale:.1f}",
+                f"grad norm: {result.grad_norm:.3f}",
+                f"number of skipped iterations: {int(result.skipped):3d}",
+                f"number of nan iterations: {int(not math.isfinite(result.loss)):3d}",
+            ]
+            logger.info("%s", " | ".join(fields) + " |")
 
     def validation(self, iteration: int, consumed: int, loss: float, loss_by_position: list, buckets: int) -> None:
         """One validation; `loss_by_position` by bucket of target positions."""
