@@ -43,7 +43,8 @@ def _opening(prefix: Path) -> None:
     seconds, read = time.perf_counter() - started, _bytes_read() - before
     index = os.path.getsize(f"{prefix}.idx")
     assert len(reader) == DOCUMENTS and reader[DOCUMENTS - 1][-1] == 0
-    print(f"\nOpening {size / 1e9:.0f} GB of tokens: {1e3 * seconds:.1f} ms, {read:,} bytes read; the index has {index:,}.")
+    print(f"\nOpening {size / 1e9:.0f} GB of tokens: {1e3 * seconds:.1f} ms, {read:,} bytes read by calls.")
+    print(f"The index, {index:,} bytes, is memory-mapped and read through; no token is touched.")
 
 
 def _write(prefix: Path) -> int:

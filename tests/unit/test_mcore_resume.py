@@ -29,6 +29,7 @@ control: scratch
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_with_dropout_is_exact(precision: str, tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
     recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
     recipe_file.write_text(RECIPE.replace("PRECISION", precision))
     words = ["convert", "transfer", "--carry", "none", "--to", initial, "--recipe", recipe_file, "--phase", "text"]
@@ -49,7 +50,7 @@ def test_resume_with_dropout_is_exact(precision: str, tmp_path: Path) -> None:
     resumed = [step(engine, iteration) for iteration in range(2, 4)]
     engine.close()
     assert resumed == unbroken[2:]
-    assert not psutil.Process().children(recursive=True), "saving leaves no process behind"
+    assert set(psutil.Process().children(recursive=True)) <= before, "saving leaves no process behind"
     assert len({loss for loss, *_ in unbroken}) == 4
 
 
