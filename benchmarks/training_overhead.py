@@ -31,8 +31,8 @@ SHAPES = {
     "demo (4 layers, 128)": ModelShape(
         num_layers=4, hidden_size=128, num_heads=4, ffn_hidden_size=344, sequence_length=256
     ),
-    "small (6 layers, 384)": ModelShape(
-        num_layers=6, hidden_size=384, num_heads=6, ffn_hidden_size=1024, sequence_length=256
+    "small (6 layers, 256)": ModelShape(
+        num_layers=6, hidden_size=256, num_heads=4, ffn_hidden_size=704, sequence_length=256
     ),
 }
 

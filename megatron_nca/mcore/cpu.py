@@ -142,7 +142,7 @@ def _cuda_facade() -> types.ModuleType:
         range_push=_nothing, range_pop=_nothing, range=lambda *args, **kwargs: contextlib.nullcontext()
     )
     cuda.get_rng_state, cuda.set_rng_state = _get_rng_state, _set_rng_state
-    cuda.manual_seed = torch.manual_seed
+    cuda.manual_seed = torch.default_generator.manual_seed  # torch's own also formats a traceback for each accelerator
     cuda.random = types.SimpleNamespace(get_rng_state=_get_rng_state, set_rng_state=_set_rng_state)
     cuda.FloatTensor, cuda.HalfTensor, cuda.BFloat16Tensor = torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor
     return cuda

@@ -68,7 +68,8 @@ class Engine:
         """One optimizer step on the micro-batches of `batches`; `iteration` counts from 0."""
         self.model.train()
         self._config.attention_dropout = self.phase.dropout_at(iteration)
-        parallel.seed_streams(self.seed, iteration)
+        if self._config.attention_dropout:  # nothing else draws random numbers
+            parallel.seed_streams(self.seed, iteration)
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         micro_batches = self.phase.global_batch_size // (self.phase.micro_batch_size * self.phase.parallel.data)
