@@ -90,7 +90,7 @@ def test_there_and_back_through_two_tensor_parallel_ranks(folder: Path):
     result = values(saved)
     assert result.keys() == expected.keys()
     assert all((result[name] == expected[name]).all() for name in expected)
-    assert {item.reason for item in saved.ignored} == {"optimizer state"}
+    assert {item.reason for item in saved.ignored} <= {"optimizer state", "what common.pt holds in older checkpoints"}
 
 
 def test_main_weights_of_bf16_training_are_found(folder: Path):
