@@ -9,3 +9,10 @@
 #else
 #define NCA_FN static inline __attribute__((always_inline))
 #endif
+
+// Before a loop that g++ would unroll whole, and then spill its registers (measured: 5 % of an update).
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define NCA_ROLLED _Pragma("GCC unroll 1")
+#else
+#define NCA_ROLLED
+#endif

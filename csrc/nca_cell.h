@@ -4,7 +4,7 @@
 // same order, so that results are equal to the bit for every width.
 //
 // The network (paper, section on rules; released code utils/nca.py): 3x3 convolution over one-hot states -> 4 features
-// -> 16 hidden, ReLU -> one logit a state. On one-hot input the convolution is a sum of nine rows of a table.
+// -> 16 hidden, ReLU -> one logit a state. On one-hot input the convolution is a sum of nine table entries.
 #pragma once
 
 #include <stdint.h>
@@ -17,17 +17,21 @@ namespace nca {
 
 constexpr int MAX_STATES = 16;
 constexpr int NUM_NEIGHBOURS = 9;
+constexpr int NUM_ROWS = 3;
 constexpr int NUM_FEATURES = 4;
 constexpr int NUM_HIDDEN = 16;
 constexpr float LOGIT_WINDOW = 17.0f;  // in units of the temperature: e^-17 < 2^-24, below what a uniform can resolve
 
-struct Features {
+struct alignas(16) Features {
   float value[NUM_FEATURES];
 };
 
 // A rule ready to run. Neighbours are row-major: (-1,-1), (-1,0), ... (1,1).
 struct alignas(64) RuleTables {
   Features table[NUM_NEIGHBOURS][MAX_STATES];
+  // What a whole row of the neighbourhood adds, (left + centre) + right, for every row of states (row_index): three
+  // lookups a cell in place of nine. Filled once a rule, which costs less than one update of a 12x12 grid.
+  Features row_table[NUM_ROWS][MAX_STATES * MAX_STATES * MAX_STATES];
   Features feature_bias;
   float hidden_weight[NUM_HIDDEN][NUM_FEATURES];
   float hidden_bias[NUM_HIDDEN];
@@ -35,44 +39,79 @@ struct alignas(64) RuleTables {
   float logit_bias[MAX_STATES];
 };
 
+// Place of a row of states in row_table, in half entries: twice the index still fits 16 bits, and x86 scales by 8.
+template <int S>
+NCA_FN uint16_t row_index(uint8_t left, uint8_t centre, uint8_t right) {
+  return static_cast<uint16_t>(2 * ((left * S + centre) * S + right));
+}
+
 struct Sampling {
   float inverse_temperature;
   float window;  // LOGIT_WINDOW x temperature
   float identity_bias;
 };
 
-// Sum of the nine table rows, in order, onto the bias. `cell` points into a grid with a one-cell border, `stride` wide.
-NCA_FN Features cell_features(const RuleTables& rule, const uint8_t* cell, int stride) {
-  Features sum = rule.feature_bias;
-  for (int neighbour = 0; neighbour < NUM_NEIGHBOURS; ++neighbour) {
-    const uint8_t state = cell[(neighbour / 3 - 1) * stride + neighbour % 3 - 1];
-    const Features& row = rule.table[neighbour][state];
-    for (int k = 0; k < NUM_FEATURES; ++k) sum.value[k] += row.value[k];
-  }
+// Sum of the three rows of the neighbourhood, top to bottom, onto the bias, of as many cells as a Row holds. `cells`
+// point to the cells' places in a plane of row indices with a one-cell border, `stride` wide.
+template <class Row>
+NCA_FN Row cell_features(const RuleTables& rule, const uint16_t* const (&cells)[Row::CELLS], int stride) {
+  Row sum = Row::broadcast(rule.feature_bias);
+  for (int row = 0; row < NUM_ROWS; ++row) sum = add(sum, Row::load(rule.row_table[row], cells, (row - 1) * stride));
   return sum;
 }
 
-template <class Real, int S>
-NCA_FN void cell_logits(const RuleTables& rule, const Real (&features)[NUM_FEATURES], Real (&logits)[S]) {
-  for (int s = 0; s < S; ++s) logits[s] = Real::broadcast(rule.logit_bias[s]);
-  for (int j = 0; j < NUM_HIDDEN; ++j) {
-    Real hidden = Real::broadcast(rule.hidden_bias[j]);
-    for (int k = 0; k < NUM_FEATURES; ++k) hidden = fma(features[k], Real::broadcast(rule.hidden_weight[j][k]), hidden);
-    hidden = positive_part(hidden);
-    for (int s = 0; s < S; ++s) logits[s] = fma(hidden, Real::broadcast(rule.logit_weight[j][s]), logits[s]);
+// How a tile of cells is laid out: PACK vectors side by side share every broadcast weight, and BLOCK states are summed
+// at a time, so that their PACK x BLOCK sums stay in registers. Neither changes the order of any sum.
+template <class Real, int S, int FIRST>
+NCA_FN void logit_block(const RuleTables& rule, const Real (&hidden)[NUM_HIDDEN][Real::PACK],
+                        Real (&logits)[S][Real::PACK]) {
+  constexpr int BLOCKS = (S + Real::BLOCK - 1) / Real::BLOCK, EVEN = (S + BLOCKS - 1) / BLOCKS;
+  constexpr int COUNT = S - FIRST < EVEN ? S - FIRST : EVEN;
+  Real sum[COUNT][Real::PACK];
+  for (int s = 0; s < COUNT; ++s) {
+    for (int p = 0; p < Real::PACK; ++p) sum[s][p] = Real::broadcast(rule.logit_bias[FIRST + s]);
   }
+  NCA_ROLLED
+  for (int j = 0; j < NUM_HIDDEN; ++j) {
+    for (int s = 0; s < COUNT; ++s) {
+      const Real weight = Real::broadcast(rule.logit_weight[j][FIRST + s]);
+      for (int p = 0; p < Real::PACK; ++p) sum[s][p] = fma(hidden[j][p], weight, sum[s][p]);
+    }
+  }
+  for (int s = 0; s < COUNT; ++s) {
+    for (int p = 0; p < Real::PACK; ++p) logits[FIRST + s][p] = sum[s][p];
+  }
+  if constexpr (FIRST + COUNT < S) logit_block<Real, S, FIRST + COUNT>(rule, hidden, logits);
+}
+
+template <class Real, int S>
+NCA_FN void cell_logits(const RuleTables& rule, const Real (&features)[NUM_FEATURES][Real::PACK],
+                        Real (&logits)[S][Real::PACK]) {
+  Real hidden[NUM_HIDDEN][Real::PACK];
+  NCA_ROLLED
+  for (int j = 0; j < NUM_HIDDEN; ++j) {
+    Real sum[Real::PACK];
+    for (int p = 0; p < Real::PACK; ++p) sum[p] = Real::broadcast(rule.hidden_bias[j]);
+    for (int k = 0; k < NUM_FEATURES; ++k) {
+      const Real weight = Real::broadcast(rule.hidden_weight[j][k]);
+      for (int p = 0; p < Real::PACK; ++p) sum[p] = fma(features[k][p], weight, sum[p]);
+    }
+    for (int p = 0; p < Real::PACK; ++p) hidden[j][p] = positive_part(sum[p]);
+  }
+  logit_block<Real, S, 0>(rule, hidden, logits);
 }
 
 // Best logit, its first index and the second best value (equal to the best where it occurs twice).
 template <class Real, int S>
-NCA_FN void cell_best(const Real (&logits)[S], Real& best, Real& second, Real& index) {
-  best = logits[0];
+NCA_FN void cell_best(const Real (&logits)[S][Real::PACK], int p, Real& best, Real& second, Real& index) {
+  best = logits[0][p];
   second = Real::broadcast(-3.0e38f);
   index = Real::broadcast(0.0f);
   for (int s = 1; s < S; ++s) {
-    second = larger(second, smaller(best, logits[s]));
-    index = select_greater(logits[s], best, Real::broadcast(static_cast<float>(s)), index);
-    best = larger(best, logits[s]);
+    const Real logit = logits[s][p];
+    second = larger(second, smaller(best, logit));
+    index = select_greater(logit, best, Real::broadcast(static_cast<float>(s)), index);
+    best = larger(best, logit);
   }
 }
 

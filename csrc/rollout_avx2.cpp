@@ -9,23 +9,42 @@ namespace avx2 {
 
 #define NCA_LANE static inline __attribute__((always_inline))
 
+struct Row {
+  static constexpr int CELLS = 2;
+  __m256 value;
+
+  NCA_LANE Row broadcast(const Features& features) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(features.value))}; }
+  NCA_LANE Row load(const Features* table, const uint16_t* const (&cells)[CELLS], int offset) {
+    const double* halves = reinterpret_cast<const double*>(table);  // only to address in steps of 8 bytes
+    const float* first = reinterpret_cast<const float*>(halves + cells[0][offset]);
+    const float* second = reinterpret_cast<const float*>(halves + cells[1][offset]);
+    return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(first)), _mm_load_ps(second), 1)};
+  }
+};
+
+NCA_LANE Row add(Row a, Row b) { return {_mm256_add_ps(a.value, b.value)}; }
+
 struct Lanes {
   static constexpr int WIDTH = 8;
+  static constexpr int PACK = 2, BLOCK = 5;  // 10 sums, 2 hidden values and a weight in 16 registers
   __m256 value;
 
   NCA_LANE Lanes broadcast(float value) { return {_mm256_set1_ps(value)}; }
   NCA_LANE Lanes load(const float* from) { return {_mm256_load_ps(from)}; }
-  NCA_LANE void transpose(const Features* features, Lanes (&out)[NUM_FEATURES]) {
-    __m256 pair[4];  // cells i and i + 4
-    for (int i = 0; i < 4; ++i) {
-      pair[i] = _mm256_set_m128(_mm_load_ps(features[i + 4].value), _mm_load_ps(features[i].value));
-    }
+  NCA_LANE void transpose(const Row (&rows)[4], Lanes (&out)[NUM_FEATURES]) {
+    const __m256 pair[4] = {rows[0].value, rows[1].value, rows[2].value, rows[3].value};  // cells i and i + 4
     const __m256 low01 = _mm256_unpacklo_ps(pair[0], pair[1]), high01 = _mm256_unpackhi_ps(pair[0], pair[1]);
     const __m256 low23 = _mm256_unpacklo_ps(pair[2], pair[3]), high23 = _mm256_unpackhi_ps(pair[2], pair[3]);
     out[0].value = _mm256_shuffle_ps(low01, low23, 0x44);
     out[1].value = _mm256_shuffle_ps(low01, low23, 0xEE);
     out[2].value = _mm256_shuffle_ps(high01, high23, 0x44);
     out[3].value = _mm256_shuffle_ps(high01, high23, 0xEE);
+  }
+  NCA_LANE void store_bytes(const Lanes (&index)[PACK], uint8_t* to) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvttps_epi32(index[0].value), _mm256_cvttps_epi32(index[1].value));
+    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
   }
   __attribute__((always_inline)) void store(float* to) const { _mm256_store_ps(to, value); }
 };

@@ -85,6 +85,22 @@ void draw_rule(const Params& params, const Kernel& kernel, uint64_t seed, uint32
   scale(conv2, shape.conv2, NUM_HIDDEN);
 }
 
+// The sums of RuleTables::row_table, in the order that every kernel and the reference keep: (left + centre) + right.
+void fill_row_tables(int states, RuleTables& rule) {
+  typedef float Four __attribute__((vector_size(16)));
+  const auto at = [](Features& features) -> Four& { return *reinterpret_cast<Four*>(features.value); };
+  for (int row = 0; row < NUM_ROWS; ++row) {
+    Features *left = rule.table[3 * row], *centre = rule.table[3 * row + 1], *right = rule.table[3 * row + 2];
+    Features* out = rule.row_table[row];
+    for (int l = 0; l < states; ++l) {
+      for (int c = 0; c < states; ++c) {
+        const Four sum = at(left[l]) + at(centre[c]);
+        for (int r = 0; r < states; ++r) at(*out++) = sum + at(right[r]);
+      }
+    }
+  }
+}
+
 // Folds a one-hot convolution into table rows. With channels padded by wrap, state s lights channel s + 1 of S + 2;
 // channel 0 repeats state S - 1 and channel S + 1 repeats state 0.
 void prepare_rule(const Params& params, const Weights& weights, size_t n, RuleTables& rule) {
@@ -101,6 +117,7 @@ void prepare_rule(const Params& params, const Weights& weights, size_t n, RuleTa
       }
     }
   }
+  fill_row_tables(states, rule);
   for (int k = 0; k < NUM_FEATURES; ++k) rule.feature_bias.value[k] = weights.conv0_bias[n * NUM_FEATURES + k];
   for (int j = 0; j < NUM_HIDDEN; ++j) {
     rule.hidden_bias[j] = weights.conv1_bias[n * NUM_HIDDEN + j];
@@ -122,7 +139,9 @@ class Runner {
     for (int cell = 0; cell < params.cells(); ++cell) {
       offsets_.push_back((cell / params.width + 1) * stride_ + cell % params.width + 1);
     }
-    while (offsets_.size() % 16) offsets_.push_back(offsets_.back());
+    while (offsets_.size() % 64) offsets_.push_back(offsets_.back());
+    scratch_states_.resize(offsets_.size());
+    rows_.resize(now_.size());
     const RuleShape shape(params);
     conv0_.resize(static_cast<size_t>(shape.conv0));
     conv1_.resize(static_cast<size_t>(shape.conv1));
@@ -167,7 +186,7 @@ class Runner {
   }
 
   void advance(int steps, const Stream& noise) {
-    const Grid grid{params_.num_states, params_.cells(), stride_, offsets_.data()};
+    const Grid grid{params_.num_states, params_.height, params_.width, params_.cells(), stride_, offsets_.data(), scratch_states_.data(), rows_.data()};
     for (int i = 0; i < steps; ++i) {
       kernel_.step(grid, rule_, sampling_, noise, steps_done_++, now_.data(), next_.data());
       now_.swap(next_);
@@ -232,7 +251,8 @@ class Runner {
   const Params params_;
   const Kernel& kernel_;
   const int stride_;
-  std::vector<uint8_t> now_, next_;
+  std::vector<uint8_t> now_, next_, scratch_states_;
+  std::vector<uint16_t> rows_;
   std::vector<int32_t> offsets_;
   std::vector<float> conv0_, conv1_, conv2_, scratch_;
   const Sampling sampling_;

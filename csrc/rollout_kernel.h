@@ -4,6 +4,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #include "counter_rng.h"
 #include "nca_cell.h"
@@ -13,9 +14,13 @@ namespace nca {
 // A grid of uint8 states with a border of one cell that repeats the opposite side.
 struct Grid {
   int num_states;
+  int height;
+  int width;
   int cells;
-  int stride;               // bytes of a bordered row
-  const int32_t* offsets;   // place of each cell in the bordered grid; the last one repeated up to a multiple of 16
+  int stride;               // bytes of a bordered row, width + 2
+  const int32_t* offsets;   // place of each cell in the bordered grid; the last one repeated up to a multiple of 64
+  uint8_t* scratch;         // room for so many states
+  uint16_t* rows;           // room for a row index of each place of the bordered grid
 };
 
 struct Kernel {

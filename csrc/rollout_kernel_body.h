@@ -1,55 +1,87 @@
 // The body of a kernel, for the instruction set whose file includes it. That file defines, in its own namespace,
-// `Lanes`: WIDTH cells with broadcast, load, store, transpose (features of WIDTH cells -> one vector per feature), and
-// the free functions fma, larger, smaller, positive_part, select_greater, at_least.
+// `Lanes`: WIDTH cells with broadcast, load, store, store_bytes, PACK and BLOCK (nca_cell.h), `Row`: the features of
+// CELLS cells, `Lanes::transpose` from rows to one vector per feature, and the free functions add, fma, larger, smaller,
+// positive_part, select_greater, at_least.
 
+constexpr int TILE = Lanes::PACK * Lanes::WIDTH;  // cells that are worked on together
+
+// Draws the cells of one vector whose best state is not alone within the window.
 template <int S>
-static inline void finish_tile(const Grid& grid, const Sampling& sampling, const Stream& noise, uint32_t step,
-                               int first, const Lanes (&logits)[S], const Lanes& best, const Lanes& second, const Lanes& index,
-                               uint8_t* after) {
-  alignas(64) float indices[Lanes::WIDTH];
-  index.store(indices);
-  for (int lane = 0; lane < Lanes::WIDTH; ++lane) {
-    after[grid.offsets[first + lane]] = static_cast<uint8_t>(static_cast<int32_t>(indices[lane]));
-  }
-  const unsigned doubtful = at_least(second, best, sampling.window);
-  if (__builtin_expect(doubtful == 0, 1)) return;
+static void sample_doubtful(const Grid& grid, const Sampling& sampling, const Stream& noise, uint32_t step, int first,
+                            unsigned doubtful, const Lanes (&logits)[S][Lanes::PACK], int p, const Lanes& best,
+                            uint8_t* states) {
   alignas(64) float spilled[S][Lanes::WIDTH], bests[Lanes::WIDTH];
-  for (int s = 0; s < S; ++s) logits[s].store(spilled[s]);
+  for (int s = 0; s < S; ++s) logits[s][p].store(spilled[s]);
   best.store(bests);
   for (int lane = 0; lane < Lanes::WIDTH && first + lane < grid.cells; ++lane) {
     if (!(doubtful >> lane & 1)) continue;
     const uint32_t bits = bits_at(noise, step, static_cast<uint32_t>(first + lane)).word[0];
-    after[grid.offsets[first + lane]] = cell_sample(&spilled[0][lane], Lanes::WIDTH, S, bests[lane], sampling, bits);
+    states[first + lane] = cell_sample(&spilled[0][lane], Lanes::WIDTH, S, bests[lane], sampling, bits);
   }
 }
 
 // Logits of the present states rise by the identity bias.
 template <int S>
-static inline void add_identity_bias(const Grid& grid, const Sampling& sampling, const uint8_t* before, int first,
-                                     Lanes (&logits)[S]) {
-  if (sampling.identity_bias == 0.0f) return;
-  alignas(64) float spilled[S][Lanes::WIDTH];
-  for (int s = 0; s < S; ++s) logits[s].store(spilled[s]);
-  for (int lane = 0; lane < Lanes::WIDTH; ++lane) {
-    spilled[before[grid.offsets[first + lane]]][lane] += sampling.identity_bias;
+static void add_identity_bias(const Grid& grid, const Sampling& sampling, const uint8_t* before, int first,
+                              Lanes (&logits)[S][Lanes::PACK]) {
+  alignas(64) float spilled[S][TILE];
+  for (int s = 0; s < S; ++s) {
+    for (int p = 0; p < Lanes::PACK; ++p) logits[s][p].store(spilled[s] + p * Lanes::WIDTH);
   }
-  for (int s = 0; s < S; ++s) logits[s] = Lanes::load(spilled[s]);
+  for (int cell = 0; cell < TILE; ++cell) {
+    spilled[before[grid.offsets[first + cell]]][cell] += sampling.identity_bias;
+  }
+  for (int s = 0; s < S; ++s) {
+    for (int p = 0; p < Lanes::PACK; ++p) logits[s][p] = Lanes::load(spilled[s] + p * Lanes::WIDTH);
+  }
+}
+
+// The row index of every place of a bordered grid, its two ends excepted.
+template <int S>
+static inline void index_rows(const Grid& grid, const uint8_t* states) {
+  const int places = (grid.height + 2) * grid.stride;
+  for (int i = 1; i < places - 1; ++i) grid.rows[i] = row_index<S>(states[i - 1], states[i], states[i + 1]);
+}
+
+static inline void gather_features(const Grid& grid, const RuleTables& rule, int first,
+                                   Lanes (&by_feature)[NUM_FEATURES][Lanes::PACK]) {
+  constexpr int ROWS = Lanes::WIDTH / Row::CELLS;
+  for (int p = 0; p < Lanes::PACK; ++p) {
+    const int32_t* offsets = grid.offsets + first + p * Lanes::WIDTH;
+    Row rows[ROWS];  // row i holds cells i, i + ROWS, ...
+    for (int i = 0; i < ROWS; ++i) {
+      const uint16_t* cells[Row::CELLS];
+      for (int c = 0; c < Row::CELLS; ++c) cells[c] = grid.rows + offsets[i + c * ROWS];
+      rows[i] = cell_features<Row>(rule, cells, grid.stride);
+    }
+    Lanes transposed[NUM_FEATURES];
+    Lanes::transpose(rows, transposed);
+    for (int k = 0; k < NUM_FEATURES; ++k) by_feature[k][p] = transposed[k];
+  }
 }
 
 template <int S>
 static void step_states(const Grid& grid, const RuleTables& rule, const Sampling& sampling, const Stream& noise,
                         uint32_t step, const uint8_t* before, uint8_t* after) {
-  for (int first = 0; first < grid.cells; first += Lanes::WIDTH) {
-    alignas(64) Features features[Lanes::WIDTH];
-    for (int lane = 0; lane < Lanes::WIDTH; ++lane) {
-      features[lane] = cell_features(rule, before + grid.offsets[first + lane], grid.stride);
-    }
-    Lanes by_feature[NUM_FEATURES], logits[S], best, second, index;
-    Lanes::transpose(features, by_feature);
+  uint8_t* states = grid.scratch;
+  index_rows<S>(grid, before);
+  for (int first = 0; first < grid.cells; first += TILE) {
+    Lanes by_feature[NUM_FEATURES][Lanes::PACK], logits[S][Lanes::PACK], index[Lanes::PACK];
+    gather_features(grid, rule, first, by_feature);
     cell_logits<Lanes, S>(rule, by_feature, logits);
-    add_identity_bias<S>(grid, sampling, before, first, logits);
-    cell_best<Lanes, S>(logits, best, second, index);
-    finish_tile<S>(grid, sampling, noise, step, first, logits, best, second, index, after);
+    if (sampling.identity_bias != 0.0f) add_identity_bias<S>(grid, sampling, before, first, logits);
+    Lanes best[Lanes::PACK], second[Lanes::PACK];
+    for (int p = 0; p < Lanes::PACK; ++p) cell_best<Lanes, S>(logits, p, best[p], second[p], index[p]);
+    Lanes::store_bytes(index, states + first);
+    for (int p = 0; p < Lanes::PACK; ++p) {
+      const unsigned doubtful = at_least(second[p], best[p], sampling.window);
+      if (__builtin_expect(doubtful != 0, 0)) {
+        sample_doubtful<S>(grid, sampling, noise, step, first + p * Lanes::WIDTH, doubtful, logits, p, best[p], states);
+      }
+    }
+  }
+  for (int row = 0; row < grid.height; ++row) {
+    memcpy(after + (row + 1) * grid.stride + 1, states + row * grid.width, static_cast<size_t>(grid.width));
   }
 }
 

@@ -4,15 +4,32 @@
 namespace nca {
 namespace portable {
 
+struct Row {
+  static constexpr int CELLS = 1;
+  Features features;
+
+  static Row broadcast(const Features& features) { return {features}; }
+  static Row load(const Features* table, const uint16_t* const (&cells)[CELLS], int offset) {
+    return {table[cells[0][offset] / 2]};
+  }
+};
+
+static inline Row add(Row a, const Row& b) {
+  for (int k = 0; k < NUM_FEATURES; ++k) a.features.value[k] += b.features.value[k];
+  return a;
+}
+
 struct Lanes {
   static constexpr int WIDTH = 1;
+  static constexpr int PACK = 1, BLOCK = 16;
   float value;
 
   static Lanes broadcast(float value) { return {value}; }
   static Lanes load(const float* from) { return {*from}; }
-  static void transpose(const Features* features, Lanes (&out)[NUM_FEATURES]) {
-    for (int k = 0; k < NUM_FEATURES; ++k) out[k].value = features[0].value[k];
+  static void transpose(const Row (&rows)[1], Lanes (&out)[NUM_FEATURES]) {
+    for (int k = 0; k < NUM_FEATURES; ++k) out[k].value = rows[0].features.value[k];
   }
+  static void store_bytes(const Lanes (&index)[PACK], uint8_t* to) { *to = static_cast<uint8_t>(index[0].value); }
   void store(float* to) const { *to = value; }
 };
 

@@ -164,9 +164,9 @@ def logits(weights: Weights, states: np.ndarray) -> np.ndarray:
     bordered = np.pad(states, ((0, 0), (1, 1), (1, 1)), mode="wrap")
     rows = np.arange(num)[:, None, None]
     features = np.broadcast_to(arrays["conv0_bias"][:, None, None], (num, height, width, NUM_FEATURES))
-    for neighbour in range(9):
-        y, x = divmod(neighbour, 3)
-        features = features + table[rows, neighbour, bordered[:, y : y + height, x : x + width]]
+    for y in range(3):  # a row of the neighbourhood is summed first: (left + centre) + right
+        left, centre, right = (table[rows, 3 * y + x, bordered[:, y : y + height, x : x + width]] for x in range(3))
+        features = features + ((left + centre) + right)
     return _layers(arrays, features)
 
 

@@ -19,7 +19,7 @@ from megatron_nca.data.trajectories import Trajectory
 from megatron_nca.errors import ConfigError, DataError, explain
 from megatron_nca.nca import complexity, rule, simulate
 
-LAW_VERSION = 1
+LAW_VERSION = 2
 """Raised whenever the same settings would give other tokens."""
 PATIENCE = 20_000
 """Candidates examined before an acceptance rate is called hopeless."""
