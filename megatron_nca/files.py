@@ -5,8 +5,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from megatron_nca.errors import DataError
@@ -20,7 +21,7 @@ def publish(path: Path) -> Iterator[Path]:
     Raises DataError when the disk is full or the place cannot be written.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -33,6 +34,37 @@ def publish(path: Path) -> Iterator[Path]:
         raise translate(error, path) from error
     finally:
         remove(aside)
+
+
+def create_folder(path: Path, contents: Mapping[str, bytes]) -> bool:
+    """Make the folder `path` with these files, whole or not at all; False if a file or a folder with files is there.
+
+    Of several processes that make one folder at the same time, one succeeds. Raises DataError.
+    """
+    path = Path(path).resolve()
+    aside = _aside(path)
+    try:
+        aside.mkdir(parents=True)
+        for name, content in contents.items():
+            (aside / name).write_bytes(content)
+        sync(aside)
+        try:
+            os.rename(aside, path)  # over an empty folder or nothing; anything else stays
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                return False
+            raise
+        _sync_one(path.parent)
+        return True
+    except OSError as error:
+        raise translate(error, path) from error
+    finally:
+        remove(aside)
+
+
+def _aside(path: Path) -> Path:
+    """A name beside `path` that no other process takes, on this machine or another that shares the disk."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def translate(error: OSError, path: Path) -> DataError:

@@ -1,6 +1,30 @@
 """What several verbs ask of argparse."""
 
 import argparse
+import dataclasses
+import typing
+from collections.abc import Iterable
+
+from megatron_nca.config.law import PRESETS, NcaLaw
+
+HELP = {
+    "num_states": "values a cell can take",
+    "patch": "side of a square patch of cells that becomes one token",
+    "sequence_length": "tokens that training takes as input",
+    "burn_in_steps": "updates before the first frame",
+    "steps_per_frame": "updates from one frame to the next",
+    "temperature": "of the sampling of the next state",
+    "identity_bias": "added to the logit of the present state",
+    "initial_state": "how a rollout starts",
+    "channel_padding": "whether the state channels are padded by wrap",
+    "allocated_vocab_size": "rows of the model's vocabulary",
+    "scored_positions": "which target tokens carry loss",
+    "score_frames": "frames that the filter compresses",
+    "score_dtype": "layout of the bytes that are compressed",
+    "score_delimiters": "compress the delimiters too",
+    "band": "open interval of the gzip ratio",
+    "num_rules": "distinct rules, cycled",
+}
 
 
 def accept_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
@@ -14,3 +38,45 @@ def accept_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
         return arguments, [word for word in rest if word not in late]
 
     parser.parse_known_args = parse_known_args
+
+
+def add_law_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """--preset, --grid and an option for each of these settings of the law."""
+    law = parser.add_argument_group("law (defaults: the preset's)")
+    law.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default released)")
+    law.add_argument("--grid", type=int, nargs=2, metavar=("H", "W"), help="cells of the grid")
+    for name in names:
+        if name not in ("height", "width"):
+            law.add_argument("--" + name.replace("_", "-"), help=HELP[name], **_option(name))
+
+
+def law_changes(arguments: argparse.Namespace) -> dict:
+    """The settings of the law that were given, by their names in NcaLaw."""
+    values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(NcaLaw)}
+    changes = {name: value for name, value in values.items() if value is not None}
+    for name, value in changes.items():
+        if value == "none":
+            changes[name] = None
+        elif isinstance(value, list):
+            changes[name] = tuple(value)
+    if arguments.grid is not None:
+        changes["height"], changes["width"] = arguments.grid
+    return changes
+
+
+def _option(name: str) -> dict:
+    """How argparse reads a field of the law."""
+    hint = typing.get_type_hints(NcaLaw)[name]
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is typing.Literal:
+        return {"choices": list(typing.get_args(hint))}
+    if typing.get_origin(hint) is tuple:
+        return {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    if type(None) in typing.get_args(hint):
+        return {"type": _int_or_none, "metavar": "N|none"}
+    return {"type": hint, "metavar": "N" if hint is int else "X"}
+
+
+def _int_or_none(text: str) -> int | str:
+    return "none" if text.lower() == "none" else int(text)

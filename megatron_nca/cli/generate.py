@@ -6,12 +6,16 @@ import os
 import sys
 import time
 import typing
-from collections.abc import Callable
 from pathlib import Path
 
-from megatron_nca.config.law import PRESETS, NcaLaw, preset, replace
+from megatron_nca.cli.arguments import add_law_options, law_changes
+from megatron_nca.cli.progress import Progress
+from megatron_nca.config.law import NcaLaw, preset, replace
 from megatron_nca.config.schema import suggest, to_yaml
 from megatron_nca.errors import ConfigError, explain
+
+if typing.TYPE_CHECKING:
+    from megatron_nca.nca.bank import Bank
 
 EXAMPLES = """examples:
   2,000 sequences of the released law, in DIR/nca.bin, .idx and .json
@@ -24,25 +28,6 @@ EXAMPLES = """examples:
     megatron-nca generate --recipe launch/recipes/demo.yaml --dataset nca --part train --run-dir runs/demo
 The same settings and seed give the same bytes, whatever the number of threads."""
 
-HELP = {
-    "num_states": "values a cell can take",
-    "patch": "side of a square patch of cells that becomes one token",
-    "sequence_length": "tokens that training takes as input",
-    "burn_in_steps": "updates before the first frame",
-    "steps_per_frame": "updates from one frame to the next",
-    "temperature": "of the sampling of the next state",
-    "identity_bias": "added to the logit of the present state",
-    "initial_state": "how a rollout starts",
-    "channel_padding": "whether the state channels are padded by wrap",
-    "allocated_vocab_size": "rows of the model's vocabulary",
-    "scored_positions": "which target tokens carry loss",
-    "score_frames": "frames that the filter compresses",
-    "score_dtype": "layout of the bytes that are compressed",
-    "score_delimiters": "compress the delimiters too",
-    "band": "open interval of the gzip ratio",
-    "num_rules": "distinct rules, cycled",
-}
-REPORT_SECONDS = 5
 DRY_RUN_CANDIDATES = 512
 
 
@@ -54,35 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the law, sizes and expected acceptance; write nothing"
     )
+    bank = parser.add_argument_group("scores from a rule bank (`megatron-nca bank`), for the same bytes sooner")
+    bank.add_argument("--bank", type=Path, metavar="BANK", help="folder of the bank")
+    bank.add_argument("--extend-bank", action="store_true", help="score what the bank lacks, and add it to the bank")
     recipe = parser.add_argument_group("a recipe's dataset, in place of the options of the law")
     recipe.add_argument("--recipe", type=Path, help="YAML file")
     recipe.add_argument("--dataset", metavar="NAME", help="a dataset of the recipe")
     recipe.add_argument("--part", choices=["train", "validation"])
     recipe.add_argument("--run-dir", type=Path, help="the run's folder")
-    law = parser.add_argument_group("law (defaults: the preset's)")
-    law.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default released)")
-    law.add_argument("--grid", type=int, nargs=2, metavar=("H", "W"), help="cells of the grid")
-    for field in dataclasses.fields(NcaLaw):
-        if field.name not in ("height", "width"):
-            law.add_argument("--" + field.name.replace("_", "-"), help=HELP[field.name], **_option(field.name))
-
-
-def _option(name: str) -> dict:
-    """How argparse reads a field of the law."""
-    hint = typing.get_type_hints(NcaLaw)[name]
-    if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(hint) is typing.Literal:
-        return {"choices": list(typing.get_args(hint))}
-    if typing.get_origin(hint) is tuple:
-        return {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-    if type(None) in typing.get_args(hint):
-        return {"type": _int_or_none, "metavar": "N|none"}
-    return {"type": hint, "metavar": "N" if hint is int else "X"}
-
-
-def _int_or_none(text: str) -> int | str:
-    return "none" if text.lower() == "none" else int(text)
+    add_law_options(parser, [field.name for field in dataclasses.fields(NcaLaw)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
     if there is not None and not arguments.dry_run:
         print(f"{prefix}: is there already, made with these settings ({there.documents:,} sequences)")
         return 0
-    source = source_of_nca.NcaSource(law, request.sequences, request.seed, threads=arguments.threads)
+    bank = _open_bank(arguments)
     if arguments.dry_run:
-        return _dry_run(source, prefix)
-    with _Progress(request.sequences, lambda: source.examined) as progress:
+        source = source_of_nca.NcaSource(law, request.sequences, request.seed, threads=arguments.threads)
+        return _dry_run(source, prefix, bank)
+    source = source_of_nca.NcaSource(
+        law,
+        request.sequences,
+        request.seed,
+        threads=arguments.threads,
+        bank=bank,
+        extend_bank=arguments.extend_bank,
+    )
+    with Progress(request.sequences, "sequences", lambda: f"{source.examined:,} candidates") as progress:
         manifest = source_of_nca.generate(source, prefix, progress.add)
     print(
         f"{prefix}: {manifest.documents:,} sequences, {manifest.tokens:,} tokens of {manifest.dtype}; "
@@ -120,6 +94,16 @@ def run(arguments: argparse.Namespace) -> int:
         f"({100 * source.accepted / source.examined:.1f} %)"
     )
     return 0
+
+
+def _open_bank(arguments: argparse.Namespace) -> "Bank | None":
+    if arguments.bank is None:
+        if arguments.extend_bank:
+            raise ConfigError("--extend-bank: belongs to --bank. Cure: name the bank with --bank.")
+        return None
+    from megatron_nca.nca.bank import Bank
+
+    return Bank(arguments.bank)
 
 
 def _plain_request(arguments: argparse.Namespace) -> Request:
@@ -136,22 +120,9 @@ def _plain_request(arguments: argparse.Namespace) -> Request:
     for name in ("sequences", "output"):
         if getattr(arguments, name) is None:
             raise ConfigError(f"--{name}: is required. Cure: give it, or a recipe with --recipe.")
-    changes = _law_changes(arguments)
+    changes = law_changes(arguments)
     law = replace(preset(arguments.preset or "released"), **changes)
     return Request(law, arguments.sequences, arguments.seed or 0, arguments.output, inside_run=False)
-
-
-def _law_changes(arguments: argparse.Namespace) -> dict:
-    values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(NcaLaw)}
-    changes = {name: value for name, value in values.items() if value is not None}
-    for name, value in changes.items():
-        if value == "none":
-            changes[name] = None
-        elif isinstance(value, list):
-            changes[name] = tuple(value)
-    if arguments.grid is not None:
-        changes["height"], changes["width"] = arguments.grid
-    return changes
 
 
 def _recipe_request(arguments: argparse.Namespace) -> Request:
@@ -159,7 +130,7 @@ def _recipe_request(arguments: argparse.Namespace) -> Request:
     from megatron_nca.run_dir import RunFolder
 
     given = [name for name in ("output", "sequences", "seed", "preset") if getattr(arguments, name) is not None]
-    given += list(_law_changes(arguments))
+    given += list(law_changes(arguments))
     if given:
         raise ConfigError(
             f"--{given[0].replace('_', '-')}: the recipe says this. Cure: leave it out, or leave out --recipe."
@@ -189,7 +160,7 @@ def _recipe_request(arguments: argparse.Namespace) -> Request:
     return Request(dataset.law, dataset.validation_sequences, dataset.validation_seed, prefix, inside_run=True)
 
 
-def _dry_run(source: typing.Any, prefix: Path) -> int:
+def _dry_run(source: typing.Any, prefix: Path, bank: "Bank | None") -> int:
     from megatron_nca.sources.nca import check_space, size_bytes
 
     law = source.law
@@ -218,43 +189,9 @@ def _dry_run(source: typing.Any, prefix: Path) -> int:
             f"{source.num_rules / share * seconds:,.0f} s for their scores "
             f"on {source.threads} threads"
         )
+    if bank is not None:
+        bank.check(law, source.seed)
+        found, end = bank.accepted(law.band, 2**32), bank.end
+        print(f"{bank.path}: has the scores of {end:,} candidates in order, of which {found:,} passed the band")
     check_space(law, source.num_sequences, prefix)
     return 0
-
-
-class _Progress:
-    """Rate and time left on stderr: a bar on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self, total: int, examined: Callable[[], int]) -> None:
-        self.total, self.examined = total, examined
-        self.done, self.begin, self.reported = 0, time.monotonic(), time.monotonic()
-        self.bar = None
-
-    def __enter__(self) -> "_Progress":
-        if sys.stderr.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return self  # tqdm belongs to the extra `log`; the lines say the same
-            self.bar = tqdm(total=self.total, unit="seq", file=sys.stderr)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def add(self, sequences: int) -> None:
-        self.done += sequences
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{self.examined():,} candidates", refresh=False)
-            self.bar.update(sequences)
-        elif time.monotonic() - self.reported >= REPORT_SECONDS:
-            self.reported = time.monotonic()
-            rate = self.done / (self.reported - self.begin)
-            left = f"{(self.total - self.done) / rate:,.0f} s left" if self.done else "no rule has passed yet"
-            print(
-                f"{self.done:,} of {self.total:,} sequences, {self.examined():,} candidates, "
-                f"{rate:,.0f} sequences/s, {left}",
-                file=sys.stderr,
-                flush=True,
-            )

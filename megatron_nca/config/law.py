@@ -12,6 +12,8 @@ from megatron_nca.config.schema import suggest
 from megatron_nca.errors import ConfigError, explain
 
 MAX_VOCABULARY = 2**20
+LAW_VERSION = 2
+"""Raised whenever the same settings would give other scores or tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,36 @@ def preset(name: str) -> NcaLaw:
     if name not in PRESETS:
         raise ConfigError(f"preset = {name!r}: unknown.{suggest(name, list(PRESETS))}")
     return PRESETS[name]
+
+
+SCORING_SETTINGS = (
+    "num_states",
+    "height",
+    "width",
+    "patch",
+    "burn_in_steps",
+    "steps_per_frame",
+    "temperature",
+    "identity_bias",
+    "initial_state",
+    "channel_padding",
+    "score_frames",
+    "score_dtype",
+    "score_delimiters",
+)
+"""The settings that, with the seed, decide a candidate's score; the others choose and lay out what is emitted."""
+
+
+def scoring_settings(law: NcaLaw) -> dict:
+    """The settings of `law` that decide scores, as plain values."""
+    return {name: getattr(law, name) for name in SCORING_SETTINGS}
+
+
+def scoring_law(settings: dict) -> NcaLaw:
+    """The law that scores by `settings` and the defaults; its sequences hold two frames at least, so that none is
+    refused for what scores do not depend on. Raises ConfigError."""
+    settings = {**scoring_settings(NcaLaw()), **settings}
+    return NcaLaw(**settings, sequence_length=2 * (settings["height"] * settings["width"] + 2))
 
 
 def replace(law: NcaLaw, **changes: object) -> NcaLaw:

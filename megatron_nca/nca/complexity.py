@@ -32,6 +32,12 @@ def gzip_ratio(tokens: np.ndarray, *, dtype: str = "int32", threads: int = 1) ->
     return ops.gzip_sizes(buffers, threads=threads) / buffers.shape[1]
 
 
+def in_band(ratios: np.ndarray, band: tuple[float, float]) -> np.ndarray:
+    """Boolean, of the shape of `ratios`: which lie in the open interval (LOW, HIGH)."""
+    low, high = band
+    return (low < ratios) & (ratios < high)
+
+
 def extremes(law: NcaLaw) -> tuple[float, float]:
     """(floor, ceiling) of the ratios that rules of `law` can have.
 

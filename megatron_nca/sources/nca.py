@@ -8,10 +8,11 @@ each has its own initial state and sampling. Nothing depends on threads, blocks 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_nca.config.law import PRESETS, NcaLaw
+from megatron_nca.config.law import LAW_VERSION, PRESETS, NcaLaw
 from megatron_nca.config.schema import to_dict
 from megatron_nca.data.indexed import IndexedWriter, optimal_dtype
 from megatron_nca.data.manifest import Manifest, part
@@ -19,8 +20,9 @@ from megatron_nca.data.trajectories import Trajectory
 from megatron_nca.errors import ConfigError, DataError, explain
 from megatron_nca.nca import complexity, rule, simulate
 
-LAW_VERSION = 2
-"""Raised whenever the same settings would give other tokens."""
+if TYPE_CHECKING:
+    from megatron_nca.nca.bank import Bank
+
 PATIENCE = 20_000
 """Candidates examined before an acceptance rate is called hopeless."""
 MOST_CANDIDATES = 10**8
@@ -32,9 +34,22 @@ INDEX_BYTES = 4 + 8 + 8
 
 
 class NcaSource:
-    """The sequences of a law at a seed. Raises ConfigError for a band that no rule can meet."""
+    """The sequences of a law at a seed. Raises ConfigError for a band that no rule can meet.
 
-    def __init__(self, law: NcaLaw, num_sequences: int, seed: int, *, threads: int = 1) -> None:
+    `bank` gives the scores in place of rollouts, without changing a byte; raises DataError if it is of other settings,
+    or holds too few rules of the band and may not be extended. `extend_bank`: blocks beyond its end are added to it.
+    """
+
+    def __init__(
+        self,
+        law: NcaLaw,
+        num_sequences: int,
+        seed: int,
+        *,
+        threads: int = 1,
+        bank: "Bank | None" = None,
+        extend_bank: bool = False,
+    ) -> None:
         for name, value in (("sequences", num_sequences), ("threads", threads)):
             if value < 1:
                 raise ConfigError(explain(name, value, "must be at least 1.", "give a positive number."))
@@ -50,6 +65,14 @@ class NcaSource:
         self.examined = 0
         """Candidates up to and including the last that was needed."""
         self.accepted = 0
+        self._bank = bank
+        self._extend_bank = extend_bank
+        self._bank_end = 0
+        if bank is not None:
+            bank.check(law, seed)
+            self._bank_end = bank.end
+            if not extend_bank:
+                self._check_bank(bank)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Tokens (n, document_tokens) in order of sequences; n may be 0. Raises DataError if rules are too rare."""
@@ -74,9 +97,30 @@ class NcaSource:
 
     def acceptance(self, first: int, count: int) -> np.ndarray:
         """Boolean (count,): which of the candidates first .. first + count - 1 lie in the band."""
-        ratios = simulate.score(self.law, self.seed, first, count, threads=self.threads)
-        low, high = self.law.band
-        return (low < ratios) & (ratios < high)
+        if self._bank is None:
+            ratios = simulate.score(self.law, self.seed, first, count, threads=self.threads)
+        else:
+            if self._extend_bank and first + count > self._bank_end:
+                size = self._bank.block_size
+                numbers = range(first // size, -(-(first + count) // size))
+                list(self._bank.fill(numbers, threads=self.threads, mend=False))
+                self._bank_end = self._bank.end
+            ratios = self._bank.ratios(first, count)
+        return complexity.in_band(ratios, self.law.band)
+
+    def _check_bank(self, bank: "Bank") -> None:
+        """Raises DataError if too few of the candidates that `bank` has in order lie in the band."""
+        found = bank.accepted(self.law.band, self.num_rules)
+        if found < self.num_rules:
+            raise DataError(
+                explain(
+                    "bank",
+                    str(bank.path),
+                    f"{found:,} of its {self._bank_end:,} candidates lie in the band {list(self.law.band)}, "
+                    f"so it can give {found:,} sequences, not {self.num_sequences:,}.",
+                    "fill it further with `megatron-nca bank fill`, or let this command do it with --extend-bank.",
+                )
+            )
 
     def _documents(self, candidates: np.ndarray, repeats: np.ndarray) -> np.ndarray:
         return simulate.documents(self.law, self.seed, candidates, repeats, threads=self.threads)
@@ -100,6 +144,8 @@ class NcaSource:
         largest = max(64, min(BLOCK_CELL_UPDATES // updates, BLOCK_TOKENS // law.document_tokens))
         rate = max(self.accepted / first, 1e-3) if first else 0.5
         size = int(min(largest, 1.1 * (self.num_rules - self.accepted) / rate + 64))
+        if first < self._bank_end:
+            size = min(size, self._bank_end - first)  # what the bank has, before anything is scored
         if first + size > 2**32:
             raise DataError(
                 explain(

@@ -55,6 +55,29 @@ def test_a_place_that_is_no_folder(tmp_path):
         files.write_text(tmp_path / "file" / "a.txt", "x")
 
 
+def test_a_folder_is_made_once(tmp_path):
+    path = tmp_path / "deep" / "folder"
+    assert files.create_folder(path, {"a": b"first"})
+    assert not files.create_folder(path, {"a": b"second"})
+    assert (path / "a").read_bytes() == b"first" and os.listdir(path.parent) == ["folder"]
+    (tmp_path / "file").write_text("x")
+    assert not files.create_folder(tmp_path / "file", {"a": b"x"})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert files.create_folder(tmp_path / "link", {"a": b"x"})
+    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "empty") == ["a"]
+
+
+def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(DataError, match="free some space"):
+        files.create_folder(tmp_path / "folder", {"a": b"x"})
+    assert os.listdir(tmp_path) == []
+
+
 def test_sha256_and_remove(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"x" * (2**20 + 1))
