@@ -14,9 +14,9 @@ from megatron_nca.__main__ import main
 from megatron_nca.config.law import NcaLaw, preset, replace
 from megatron_nca.nca import simulate
 
-pytest.importorskip("zarr", reason="the extra `zarr` is not installed (it needs Python 3.11)")
-from megatron_nca.nca import bank as bank_module
-from megatron_nca.nca.bank import Bank
+zarr = pytest.importorskip("zarr", reason="the extra `zarr` is not installed (it needs Python 3.11)")
+from megatron_nca.nca import bank as bank_module  # noqa: E402 - imports zarr
+from megatron_nca.nca.bank import Bank  # noqa: E402
 
 SEED = 7
 BLOCK = 1024
@@ -72,6 +72,14 @@ def test_layout_on_disk(bank):
     opened = Bank(bank)
     assert (opened.end, opened.seed, opened.block_size) == (CANDIDATES, SEED, BLOCK)
     assert opened.provenance.law["temperature"] == 1e-4 and opened.provenance.score_bytes == 1440
+
+
+def test_any_reader_of_zarr_reads_it(bank):
+    array = zarr.open_array(bank, mode="r")
+    assert array.attrs["format"] == "megatron_nca bank" and array.attrs["seed"] == SEED
+    ratios = array[: 2 * BLOCK] / array.attrs["score_bytes"]
+    np.testing.assert_allclose(ratios, Bank(bank).ratios(0, 2 * BLOCK))
+    assert not array[CANDIDATES : CANDIDATES + 9].any()
 
 
 def test_scores_are_those_of_a_rollout(bank):
