@@ -1,9 +1,11 @@
 """`megatron-nca bank`: score candidate rules once, for any band and any number of datasets."""
 
 import argparse
+import itertools
 import os
 import sys
 import typing
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from megatron_nca.cli.arguments import add_law_options, law_changes
@@ -110,16 +112,17 @@ def _print_blocks(bank: "Bank", survey: "Survey") -> None:
     print("law: " + ", ".join(f"{name} {value}" for name, value in to_dict(record.law).items()))
     print(
         f"blocks of {bank.block_size:,} candidates: {len(survey.whole)} whole{_named('missing', survey.absent)}"
-        f"{_named('torn', list(survey.torn))}; {len(survey.whole) * bank.block_bytes / 1e6:,.1f} MB"
+        f"{_named('torn', [survey.torn])}; {len(survey.whole) * bank.block_bytes / 1e6:,.1f} MB"
     )
     print(f"candidates below {bank.end:,} can be used in order")
 
 
-def _named(what: str, numbers: list[int]) -> str:
-    if not numbers:
+def _named(what: str, groups: Sequence[Collection[int]]) -> str:
+    total = sum(map(len, groups))
+    if not total:
         return f", 0 {what}"
-    more = ", ..." if len(numbers) > MOST_NAMED else ""
-    return f", {len(numbers)} {what} ({', '.join(map(str, numbers[:MOST_NAMED]))}{more})"
+    first = ", ".join(map(str, itertools.islice(itertools.chain(*groups), MOST_NAMED)))
+    return f", {total:,} {what} ({first}{', ...' if total > MOST_NAMED else ''})"
 
 
 def _print_shares(bank: "Bank", survey: "Survey", band: list[float] | None) -> None:

@@ -73,8 +73,8 @@ class Survey:
     """What `Bank.survey` found."""
 
     whole: list[int]
-    absent: list[int]
-    """Numbers of the blocks below the last one that are not there."""
+    absent: list[range]
+    """Numbers of the blocks below the last one that are not there, gap by gap."""
     torn: dict[int, str]
     counts: np.ndarray
     """Candidates int64 (K,) of each gzip size 0..K-1 in the whole blocks."""
@@ -235,10 +235,9 @@ class Bank:
 
     def survey(self) -> Survey:
         """Read every block. Raises DataError only for what cannot be read at all."""
-        present = self.present()
         whole, torn = [], {}
         counts = np.zeros(1, dtype=np.int64)
-        for number in present:
+        for number in self.present():
             try:
                 sizes = self.read(number)
             except TornBlock as error:
@@ -250,8 +249,9 @@ class Bank:
             more = np.bincount(sizes, minlength=len(counts))
             more[: len(counts)] += counts
             counts = more
-        absent = sorted(set(range(present[-1] + 1 if present else 0)) - set(whole) - set(torn))
-        return Survey(whole, absent, torn, counts)
+        there = sorted([*whole, *torn])
+        gaps = [range(a + 1, b) for a, b in zip([-1, *there], there, strict=False) if b > a + 1]
+        return Survey(whole, gaps, torn, counts)
 
     def _block(self, number: int) -> np.ndarray:
         if self._loaded is None or self._loaded[0] != number:
@@ -290,8 +290,8 @@ class Bank:
                 try:
                     if time.time() - path.stat().st_mtime > STALE_SECONDS:
                         files.remove(path)
-                except FileNotFoundError:
-                    continue  # another process was faster
+                except (FileNotFoundError, PermissionError):
+                    continue  # another process was faster, or it is another user's to remove
 
     def _check_space(self, numbers: list[int]) -> None:
         need = len(set(numbers) - set(self.present())) * self.block_bytes

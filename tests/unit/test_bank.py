@@ -307,3 +307,4 @@ def test_a_bank_of_the_last_candidates(tmp_path):
         opened.ratios(2**32 - 32, 32), simulate.score(NcaLaw(burn_in_steps=0), 2**64 - 1, 2**32 - 32, 32)
     )
     assert Bank(tmp_path / "bank").seed == 2**64 - 1
+    assert Bank(tmp_path / "bank").survey().absent == [range(number)]
