@@ -8,7 +8,7 @@ from megatron_nca import __version__
 from megatron_nca.errors import MegatronNcaError
 
 VERBS = {
-    "generate": "make an automata dataset",
+    "generate": "make a dataset of automata, or a control of one",
     "bank": "score candidate rules once, for any band and any number of datasets",
     "run": "walk a recipe: data, phases, transfers, report",
     "train": "train one phase of a recipe",

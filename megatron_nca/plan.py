@@ -64,16 +64,28 @@ def _sizes_agree(manifest: Path) -> bool:
 def steps(recipe: Recipe, run_folder: RunFolder) -> tuple[Step, ...]:
     """All steps of `recipe` in an order in which each finds what it needs.
 
-    Datasets first, then for each seed and arm its phases: the initial checkpoint, then training. A chain of phases
-    that several arms begin with is run once, in the first of them. Raises ConfigError if `data_tools/` is not there.
+    Datasets first, bases before what is made of them, then for each seed and arm its phases: the initial checkpoint,
+    then training. A chain of phases that several arms begin with is run once, in the first of them.
+    Raises ConfigError if `data_tools/` is not there.
     """
-    result = [step for name in recipe.datasets for step in _dataset_steps(recipe, run_folder, name)]
+    result = [step for name in _bases_first(recipe) for step in _dataset_steps(recipe, run_folder, name)]
     for seed in recipe.seeds:
         for arm in recipe.arms:
             result += _arm_steps(recipe, run_folder, arm, seed)
     trained = tuple(step.done for step in result if step.name.endswith(": train"))
     command = _verb("report", run_folder.path)
     return (*result, Step("report", command, run_folder.report / "report.md", after=trained))
+
+
+def _bases_first(recipe: Recipe) -> list[str]:
+    """The datasets in the order of the recipe, but each after the one it is made of."""
+    result: list[str] = []
+    for name in recipe.datasets:
+        chain = [name]
+        while (base := recipe.datasets[chain[-1]].base) is not None:
+            chain.append(base)
+        result += [link for link in reversed(chain) if link not in result]
+    return result
 
 
 def _verb(*words: object) -> tuple[str, ...]:
@@ -265,16 +277,18 @@ def phase_tokens(recipe: Recipe, name: str) -> int:
 
 
 def estimate_bytes(recipe: Recipe) -> tuple[int, int]:
-    """About how many bytes a run folder takes: automata datasets, and checkpoints at their most.
+    """About how many bytes a run folder takes: generated datasets, and checkpoints at their most.
 
     A training checkpoint holds fp32 weights and two fp32 moments, and under bf16 and fp16 the rounded weights too;
     one more than is kept exists while it is written. The initial checkpoint holds fp32 weights.
     """
     data = checkpoints = 0
-    for dataset in recipe.datasets.values():
-        if dataset.source == "nca":
-            width = 2 if dataset.law.num_tokens <= 2**16 else 4
-            data += (dataset.sequences + dataset.validation_sequences) * dataset.law.document_tokens * width
+    for name, dataset in recipe.datasets.items():
+        if dataset.is_generated:
+            law = recipe.law_of(name)
+            width = 2 if (recipe.vocab_size(name) if law is None else law.num_tokens) < 65_500 else 4
+            length = recipe.model.sequence_length + 1 if law is None else law.document_tokens
+            data += sum(recipe.part_sequences(name, part) for part in PARTS) * length * width
     for arm, chain in recipe.arms.items():
         for position, step in enumerate(chain.steps):
             if recipe.home_arm(arm, position) != arm:

@@ -3,7 +3,7 @@
     RUN/recipe.yaml                 the resolved recipe
     RUN/source.txt                  commit and difference of the code
     RUN/.lock                       held by the one `megatron-nca run` at work here
-    RUN/data/<dataset>/train.{bin,idx,json}, validation.{bin,idx,json}           (source: nca)
+    RUN/data/<dataset>/train.{bin,idx,json}, validation.{bin,idx,json}           (generated)
     RUN/data/<dataset>/{train,validation}.jsonl, tokenizer.{model,vocab},
         {train,validation}_text_document.{bin,idx,json}                          (source: corpus)
     RUN/arms/<arm>/seed<k>/<phase>/initial/          the checkpoint the phase starts from (convert transfer)
@@ -85,7 +85,7 @@ class DatasetFolder:
         """Path of the indexed dataset without its ending."""
         if dataset.source == "indexed":
             return Path(dataset.train_prefix if part == "train" else dataset.validation_prefix)
-        return self.path / (part if dataset.source == "nca" else f"{part}_text_document")
+        return self.path / (f"{part}_text_document" if dataset.source == "corpus" else part)
 
 
 @dataclass(frozen=True)

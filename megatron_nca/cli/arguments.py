@@ -23,6 +23,7 @@ HELP = {
     "score_dtype": "layout of the bytes that are compressed",
     "score_delimiters": "compress the delimiters too",
     "band": "open interval of the gzip ratio",
+    "band_scale": "official: the ratio; calibrated: over that of uniform tokens of the same law",
     "num_rules": "distinct rules, cycled",
 }
 
@@ -47,7 +48,7 @@ def add_law_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> No
     law.add_argument("--grid", type=int, nargs=2, metavar=("H", "W"), help="cells of the grid")
     for name in names:
         if name not in ("height", "width"):
-            law.add_argument("--" + name.replace("_", "-"), help=HELP[name], **_option(name))
+            law.add_argument("--" + name.replace("_", "-"), help=HELP[name], **option(name))
 
 
 def law_changes(arguments: argparse.Namespace) -> dict:
@@ -64,9 +65,9 @@ def law_changes(arguments: argparse.Namespace) -> dict:
     return changes
 
 
-def _option(name: str) -> dict:
-    """How argparse reads a field of the law."""
-    hint = typing.get_type_hints(NcaLaw)[name]
+def option(name: str, settings: type = NcaLaw) -> dict:
+    """How argparse reads a field of these settings."""
+    hint = typing.get_type_hints(settings)[name]
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is typing.Literal:

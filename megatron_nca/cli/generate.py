@@ -1,4 +1,4 @@
-"""`megatron-nca generate`: make an automata dataset."""
+"""`megatron-nca generate`: make a dataset of automata, or a control of one."""
 
 import argparse
 import dataclasses
@@ -8,11 +8,13 @@ import time
 import typing
 from pathlib import Path
 
-from megatron_nca.cli.arguments import add_law_options, law_changes
+from megatron_nca.cli.arguments import add_law_options, option
 from megatron_nca.cli.progress import Progress
-from megatron_nca.config.law import NcaLaw, preset, replace
-from megatron_nca.config.schema import suggest, to_yaml
-from megatron_nca.errors import ConfigError, explain
+from megatron_nca.cli.requests import request_of
+from megatron_nca.config.controls import CONTROLS, Distribution, DyckLaw, Permute
+from megatron_nca.config.law import DOMAINS, NcaLaw
+from megatron_nca.config.schema import to_yaml
+from megatron_nca.errors import ConfigError
 
 if typing.TYPE_CHECKING:
     from megatron_nca.nca.bank import Bank
@@ -24,6 +26,11 @@ EXAMPLES = """examples:
     megatron-nca generate --sequences 16000 --output DIR/nca --dry-run
   a small law that is learnt in a minute
     megatron-nca generate --sequences 4000 --num-states 2 --grid 8 8 --band 0.15 0.35 --output DIR/small
+  controls: its tokens shuffled within each sequence; independent draws of its tokens; brackets; text of a corpus
+    megatron-nca generate --source shuffled --base DIR/nca --output DIR/shuffled
+    megatron-nca generate --source iid --base DIR/nca --output DIR/iid
+    megatron-nca generate --source k_shuffle_dyck --sequences 2000 --output DIR/dyck
+    megatron-nca generate --source corpus_copy --base DIR/text_document --tokens 2000000 --output DIR/copy
   a dataset of a recipe
     megatron-nca generate --recipe launch/recipes/demo.yaml --dataset nca --part train --run-dir runs/demo
 The same settings and seed give the same bytes, whatever the number of threads."""
@@ -32,6 +39,7 @@ DRY_RUN_CANDIDATES = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", choices=["nca", *CONTROLS], help="what is made (default nca: automata)")
     parser.add_argument("--output", type=Path, metavar="PREFIX", help="path of the dataset without an ending")
     parser.add_argument("--sequences", type=int, metavar="N", help="number of sequences (documents)")
     parser.add_argument("--seed", type=int, help="seed of all that is random (default 0)")
@@ -47,52 +55,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--dataset", metavar="NAME", help="a dataset of the recipe")
     recipe.add_argument("--part", choices=["train", "validation"])
     recipe.add_argument("--run-dir", type=Path, help="the run's folder")
+    _add_controls(parser.add_argument_group("controls"))
+    parser.add_argument("--domain", metavar="NAME", help=f"the band for a text of that domain: {', '.join(DOMAINS)}")
     add_law_options(parser, [field.name for field in dataclasses.fields(NcaLaw)])
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is to be made, and where."""
-
-    law: NcaLaw
-    sequences: int
-    seed: int
-    prefix: Path
-    inside_run: bool
-    """Whether the place is a run folder's own, where a torn dataset is made again; elsewhere it may be a user's."""
+def _add_controls(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--base", type=Path, metavar="PREFIX", help="shuffled, iid, corpus_copy: a dataset")
+    group.add_argument("--permute", choices=typing.get_args(Permute), help="shuffled: what moves (default tokens)")
+    group.add_argument("--distribution", choices=typing.get_args(Distribution), help="iid (default unigram)")
+    group.add_argument("--tokens", type=int, metavar="N", help="corpus_copy: a budget in place of --sequences")
+    helps = {
+        "symbols": "dyck, k_shuffle_dyck: kinds of brackets (default 64)",
+        "max_depth": "dyck, k_shuffle_dyck: most open at once (default 16)",
+        "p_open": "dyck, k_shuffle_dyck: chance to open (default 0.5)",
+        "end": "dyck, k_shuffle_dyck: whether brackets close in time (default balanced)",
+    }
+    for name, text in helps.items():
+        group.add_argument("--" + name.replace("_", "-"), help=text, **option(name, DyckLaw))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    request = _recipe_request(arguments) if arguments.recipe else _plain_request(arguments)
-    from megatron_nca.sources import nca as source_of_nca
+    request, prefix, inside_run = request_of(arguments)
+    from megatron_nca.sources import writing
 
-    law, prefix = request.law, request.prefix
-    torn = source_of_nca.is_torn(prefix) if request.inside_run else None
+    torn = writing.is_torn(prefix) if inside_run else None
     if torn:
         print(f"made again: {torn}", file=sys.stderr)
-    there = None if torn else source_of_nca.existing(prefix, law, request.sequences, request.seed)
-    if there is not None and not arguments.dry_run:
-        print(f"{prefix}: is there already, made with these settings ({there.documents:,} sequences)")
-        return 0
     bank = _open_bank(arguments)
     if arguments.dry_run:
-        source = source_of_nca.NcaSource(law, request.sequences, request.seed, threads=arguments.threads)
-        return _dry_run(source, prefix, bank)
-    source = source_of_nca.NcaSource(
-        law,
-        request.sequences,
-        request.seed,
-        threads=arguments.threads,
-        bank=bank,
-        extend_bank=arguments.extend_bank,
-    )
-    with Progress(request.sequences, "sequences", lambda: f"{source.examined:,} candidates") as progress:
-        manifest = source_of_nca.generate(source, prefix, progress.add)
-    print(
-        f"{prefix}: {manifest.documents:,} sequences, {manifest.tokens:,} tokens of {manifest.dtype}; "
-        f"{source.accepted:,} of {source.examined:,} candidates passed the band "
-        f"({100 * source.accepted / source.examined:.1f} %)"
-    )
+        return _dry_run(request.open(threads=arguments.threads), prefix, bank)
+    source = request.open(threads=arguments.threads, bank=bank, extend_bank=arguments.extend_bank)
+    there = None if torn else writing.existing(prefix, source.identity())
+    if there is not None:
+        print(f"{prefix}: is there already, made with these settings ({there.documents:,} sequences)")
+        return 0
+    searches = source.kind == "nca"
+    note = (lambda: f"{source.examined:,} candidates") if searches else (lambda: source.kind)
+    with Progress(source.num_sequences, "sequences", note) as progress:
+        manifest = writing.generate(source, prefix, progress.add)
+    made = f"{prefix}: {manifest.documents:,} sequences, {manifest.tokens:,} tokens of {manifest.dtype}"
+    if searches:
+        made += (
+            f"; {source.accepted:,} of {source.examined:,} candidates passed the band "
+            f"({100 * source.accepted / source.examined:.1f} %)"
+        )
+    print(made if searches else f"{made}, {source.kind}; unigram entropy {manifest.unigram_entropy_nats:.3f} nats")
     return 0
 
 
@@ -106,78 +114,46 @@ def _open_bank(arguments: argparse.Namespace) -> "Bank | None":
     return Bank(arguments.bank)
 
 
-def _plain_request(arguments: argparse.Namespace) -> Request:
-    for name in ("dataset", "part", "run_dir"):
-        if getattr(arguments, name) is not None:
-            raise ConfigError(
-                explain(
-                    "--" + name.replace("_", "-"),
-                    str(getattr(arguments, name)),
-                    "belongs to --recipe.",
-                    "give --recipe, or --output and the options of the law.",
-                )
-            )
-    for name in ("sequences", "output"):
-        if getattr(arguments, name) is None:
-            raise ConfigError(f"--{name}: is required. Cure: give it, or a recipe with --recipe.")
-    changes = law_changes(arguments)
-    law = replace(preset(arguments.preset or "released"), **changes)
-    return Request(law, arguments.sequences, arguments.seed or 0, arguments.output, inside_run=False)
-
-
-def _recipe_request(arguments: argparse.Namespace) -> Request:
-    from megatron_nca.config.recipe import load_recipe
-    from megatron_nca.run_dir import RunFolder
-
-    given = [name for name in ("output", "sequences", "seed", "preset") if getattr(arguments, name) is not None]
-    given += list(law_changes(arguments))
-    if given:
-        raise ConfigError(
-            f"--{given[0].replace('_', '-')}: the recipe says this. Cure: leave it out, or leave out --recipe."
-        )
-    for name in ("dataset", "part", "run_dir"):
-        if getattr(arguments, name) is None:
-            raise ConfigError(f"--{name.replace('_', '-')}: is required with --recipe. Cure: give it.")
-    recipe = load_recipe(arguments.recipe)
-    if arguments.dataset not in recipe.datasets:
-        raise ConfigError(
-            f"--dataset = {arguments.dataset!r}: not defined in {arguments.recipe}."
-            f"{suggest(arguments.dataset, list(recipe.datasets))}"
-        )
-    dataset = recipe.datasets[arguments.dataset]
-    if dataset.source != "nca":
-        raise ConfigError(
-            explain(
-                "--dataset",
-                arguments.dataset,
-                f"its source is {dataset.source}, not nca.",
-                "`megatron-nca run` makes datasets of every source.",
-            )
-        )
-    prefix = RunFolder(arguments.run_dir).dataset(arguments.dataset).prefix(arguments.part, dataset)
-    if arguments.part == "train":
-        return Request(dataset.law, dataset.sequences, dataset.seed, prefix, inside_run=True)
-    return Request(dataset.law, dataset.validation_sequences, dataset.validation_seed, prefix, inside_run=True)
-
-
 def _dry_run(source: typing.Any, prefix: Path, bank: "Bank | None") -> int:
-    from megatron_nca.sources.nca import check_space, size_bytes
+    from megatron_nca.sources.writing import check_space, size_bytes
 
+    if source.kind == "nca":
+        _describe_law(source)
+        what = f"{source.num_sequences:,} sequences of {source.num_rules:,} rules"
+    else:
+        print(f"{source.kind}:")
+        print("".join(f"  {line}\n" for line in to_yaml(source.identity()).splitlines()), end="")
+        layout = source.trajectory
+        print(f"a document has {layout.document_tokens:,} tokens, {layout.num_scored:,} of them scored; ids below "
+              f"{source.num_tokens:,}, {source.vocab_size:,} vocabulary rows")
+        what = f"{source.num_sequences:,} sequences"
+    print(f"{what}: {size_bytes(source) / 1e6:,.1f} MB at {prefix}")
+    if source.kind == "nca":
+        _estimate_acceptance(source)
+    if bank is not None:
+        bank.check(source.law, source.seed)
+        found, end = bank.accepted(source.band, 2**32), bank.end
+        print(f"{bank.path}: has the scores of {end:,} candidates in order, of which {found:,} passed the band")
+    check_space(source, prefix)
+    return 0
+
+
+def _describe_law(source: typing.Any) -> None:
     law = source.law
-    begin = time.perf_counter()
-    passed = int(source.acceptance(0, DRY_RUN_CANDIDATES).sum())
-    seconds = (time.perf_counter() - begin) / DRY_RUN_CANDIDATES
     print("law:")
     print("".join(f"  {line}\n" for line in to_yaml(law).splitlines()), end="")
     print(
         f"a frame has {law.frame_tokens} tokens, a document {law.num_frames} frames = {law.document_tokens:,} tokens; "
         f"{law.num_tokens:,} distinct tokens, {law.vocab_size:,} vocabulary rows"
     )
-    print(
-        f"{source.num_sequences:,} sequences of {source.num_rules:,} rules: "
-        f"{size_bytes(law, source.num_sequences) / 1e6:,.1f} MB "
-        f"at {prefix}"
-    )
+    if law.band_scale == "calibrated":
+        print("the band is {:.4f} to {:.4f} in official ratios".format(*source.band))
+
+
+def _estimate_acceptance(source: typing.Any) -> None:
+    begin = time.perf_counter()
+    passed = int(source.acceptance(0, DRY_RUN_CANDIDATES).sum())
+    seconds = (time.perf_counter() - begin) / DRY_RUN_CANDIDATES
     share = passed / DRY_RUN_CANDIDATES
     error = (max(share * (1 - share), 1 / DRY_RUN_CANDIDATES) / DRY_RUN_CANDIDATES) ** 0.5
     print(
@@ -189,9 +165,3 @@ def _dry_run(source: typing.Any, prefix: Path, bank: "Bank | None") -> int:
             f"{source.num_rules / share * seconds:,.0f} s for their scores "
             f"on {source.threads} threads"
         )
-    if bank is not None:
-        bank.check(law, source.seed)
-        found, end = bank.accepted(law.band, 2**32), bank.end
-        print(f"{bank.path}: has the scores of {end:,} candidates in order, of which {found:,} passed the band")
-    check_space(law, source.num_sequences, prefix)
-    return 0

@@ -73,7 +73,8 @@ def totals(recipe: Recipe) -> list[str]:
         shape = f"{total:,} parameters, {body:,} of them in the layers"
         lines.append(f"  phase {name}: {tokens:,} tokens, {shape}, {ranks} process{'es' if ranks > 1 else ''}")
     data, checkpoints = plan.estimate_bytes(recipe)
-    lines.append(f"  disk: about {data / 1e9:.2f} GB of automata and up to {checkpoints / 1e9:.2f} GB of checkpoints")
+    disk = f"about {data / 1e9:.2f} GB of generated data and up to {checkpoints / 1e9:.2f} GB of checkpoints"
+    lines.append(f"  disk: {disk}")
     return lines
 
 

@@ -52,6 +52,9 @@ class NcaLaw:
     """Whether the frame delimiters are compressed too."""
     band: tuple[float, float] = (0.5, 1.0)
     """Open interval of the gzip ratio that a rule must lie in."""
+    band_scale: Literal["official", "calibrated"] = "official"
+    """Of the band's numbers. official: the gzip ratio. calibrated: the gzip ratio over that of independent uniform
+    tokens of the same law, so that bands of different alphabets compare."""
     num_rules: int | None = None
     """Distinct rules of a dataset, cycled with fresh initial states. None: one rule per sequence (D09)."""
 
@@ -186,11 +189,22 @@ PRESETS = {
 }
 
 
+DOMAINS = {"web": (0.5, 1.0), "math": (0.5, 1.0), "code": (0.3, 0.4)}
+"""Bands, official scale, that the paper found best for a text of that domain; replications do not support it so far."""
+
+
 def preset(name: str) -> NcaLaw:
     """The law of that name. Raises ConfigError for an unknown one."""
     if name not in PRESETS:
         raise ConfigError(f"preset = {name!r}: unknown.{suggest(name, list(PRESETS))}")
     return PRESETS[name]
+
+
+def domain_band(name: str) -> tuple[float, float]:
+    """The band of that domain. Raises ConfigError for an unknown one."""
+    if name not in DOMAINS:
+        raise ConfigError(f"domain = {name!r}: unknown.{suggest(name, list(DOMAINS))}")
+    return DOMAINS[name]
 
 
 SCORING_SETTINGS = (

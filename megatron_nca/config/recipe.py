@@ -4,63 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from megatron_nca.config.law import NcaLaw, preset
+from megatron_nca.config.controls import BASES, DyckLaw
+from megatron_nca.config.dataset import Dataset
+from megatron_nca.config.law import NcaLaw, domain_band, preset
 from megatron_nca.config.model import ModelConfig, ModelShape, ParallelConfig
 from megatron_nca.config.schema import apply_overrides, build, read_yaml, suggest, to_dict
 from megatron_nca.errors import ConfigError, explain
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """One source of tokens with a training and a validation part."""
-
-    source: Literal["nca", "corpus", "indexed"]
-    law: NcaLaw | None = None
-    """nca: the automata. In YAML a mapping, optionally with `preset: released|paper` to start from."""
-    sequences: int | None = None
-    """nca: training sequences."""
-    validation_sequences: int | None = None
-    """nca: held-out sequences, of rules drawn at validation_seed."""
-    seed: int = 0
-    validation_seed: int = 1_000_003
-    input: str | None = None
-    """corpus: a JSONL file with a `text` key, or `python-stdlib`."""
-    vocab_size: int | None = None
-    """corpus: size of the sentencepiece model trained on it. indexed: of the vocabulary the files were made with."""
-    held_out_share: float = 0.05
-    """corpus: share of documents, chosen by hash, kept for validation."""
-    train_prefix: str | None = None
-    """indexed: path of an existing .bin/.idx pair, without its ending."""
-    validation_prefix: str | None = None
-
-    def __post_init__(self) -> None:
-        required = {
-            "nca": ["law", "sequences", "validation_sequences"],
-            "corpus": ["input", "vocab_size"],
-            "indexed": ["vocab_size", "train_prefix", "validation_prefix"],
-        }[self.source]
-        for name in required:
-            if getattr(self, name) is None:
-                raise ConfigError(
-                    explain("source", self.source, f"a dataset of this source needs '{name}'.", f"add '{name}'.")
-                )
-        if self.source == "nca" and self.seed == self.validation_seed:
-            raise ConfigError(
-                explain(
-                    "validation_seed",
-                    self.validation_seed,
-                    "equals seed, so validation would hold the training rules.",
-                    "choose another.",
-                )
-            )
-        if not 0 < self.held_out_share < 1:
-            raise ConfigError(
-                explain("held_out_share", self.held_out_share, "must lie between 0 and 1.", "0.05 is usual.")
-            )
-
-    @property
-    def model_vocab_size(self) -> int:
-        return self.law.vocab_size if self.source == "nca" else self.vocab_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +158,12 @@ class Recipe:
             raise ConfigError(
                 explain("seeds", list(self.seeds), "must be distinct and at least one.", "for example [0, 1, 2].")
             )
+        for name in self.datasets:
+            self._check_base(name)
         for name, phase in self.phases.items():
             _check_known(f"phases.{name}.dataset", phase.dataset, self.datasets)
             phase.parallel.check_model(self.model_config(name))
-            law = self.datasets[phase.dataset].law
+            law = self.law_of(phase.dataset)
             if law is not None and law.sequence_length != self.model.sequence_length:
                 raise ConfigError(
                     explain(
@@ -224,6 +175,25 @@ class Recipe:
                 )
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
+
+    def _check_base(self, name: str) -> None:
+        dataset = self.datasets[name]
+        if dataset.base is None:
+            return
+        where = f"datasets.{name}.base"
+        _check_known(where, dataset.base, self.datasets)
+        base = self.datasets[dataset.base]
+        if base.source not in BASES[dataset.source]:
+            cure = f"name a dataset of one of {', '.join(BASES[dataset.source])}"
+            cure += ", such as a corpus_copy of it." if base.source in BASES["corpus_copy"] else "."
+            reason = f"its source is {base.source}, of which {dataset.source} makes nothing."
+            raise ConfigError(explain(where, dataset.base, reason, cure))
+        for part in ("train", "validation"):
+            asked, there = (self.part_sequences(which, part) for which in (name, dataset.base))
+            if dataset.source == "shuffled" and asked > there:
+                setting = f"datasets.{name}.{'sequences' if part == 'train' else 'validation_sequences'}"
+                cure = "lower it, or leave it out for all of them."
+                raise ConfigError(explain(setting, asked, f"'{dataset.base}' holds only {there}.", cure))
 
     def _check_arm(self, name: str, arm: Arm) -> None:
         if not arm.steps:
@@ -238,7 +208,29 @@ class Recipe:
 
     def model_config(self, phase: str) -> ModelConfig:
         """The model of a phase: the recipe's shape with the vocabulary of the phase's dataset."""
-        return self.model.with_vocabulary(self.datasets[self.phases[phase].dataset].model_vocab_size)
+        return self.model.with_vocabulary(self.vocab_size(self.phases[phase].dataset))
+
+    def vocab_size(self, dataset: str) -> int:
+        """Vocabulary rows of a dataset's model; a control has its base's."""
+        values = self.datasets[dataset]
+        if values.base is not None:
+            return self.vocab_size(values.base)
+        if values.law is not None:
+            return values.law.vocab_size
+        return values.vocab_size or (values.dyck or DyckLaw()).num_tokens
+
+    def law_of(self, dataset: str) -> NcaLaw | None:
+        """The law whose frames a dataset's documents are laid out in, a control's own base included."""
+        values = self.datasets[dataset]
+        return values.law if values.base is None else self.law_of(values.base)
+
+    def part_sequences(self, dataset: str, part: str) -> int | None:
+        """Sequences of the train or validation part of a generated dataset; None for text that is not copied."""
+        values = self.datasets[dataset]
+        if part == "train" and values.tokens is not None:
+            return -(-values.tokens // self.model.sequence_length)
+        own = values.sequences if part == "train" else values.validation_sequences
+        return self.part_sequences(values.base, part) if own is None and values.base is not None else own
 
     def home_arm(self, arm: str, position: int) -> str:
         """The first arm whose steps up to `position` equal those of `arm`: there the phase is run once for all."""
@@ -252,12 +244,15 @@ def _check_known(where: str, name: str, known: dict) -> None:
 
 
 def _resolve_law(values: dict, where: str) -> dict:
-    """`preset: NAME` inside a law becomes that preset with the other keys on top."""
-    if "preset" not in values:
-        return values
-    rest = {key: value for key, value in values.items() if key != "preset"}
+    """`preset: NAME` inside a law becomes that preset with the other keys on top, `domain: NAME` that domain's band."""
+    if "domain" in values and "band" in values:
+        reason = "names a band, and 'band' does too."
+        raise ConfigError(explain(f"{where}.domain", values["domain"], reason, "drop one of the two."))
+    rest = {key: value for key, value in values.items() if key not in ("preset", "domain")}
     build(NcaLaw, rest, where)  # report a misspelt key before it is merged
-    return {**to_dict(preset(values["preset"])), **rest}
+    if "domain" in values:
+        rest["band"] = list(domain_band(values["domain"]))
+    return {**to_dict(preset(values["preset"])), **rest} if "preset" in values else rest
 
 
 def recipe_from_dict(values: dict) -> Recipe:

@@ -47,7 +47,7 @@ class Manifest:
 
     format: Literal["megatron_nca dataset"] = FORMAT
     version: Literal[1] = VERSION
-    kind: Literal["nca", "corpus"]
+    kind: Literal["nca", "corpus", "shuffled", "iid", "dyck", "k_shuffle_dyck", "corpus_copy"]
     documents: int
     tokens: int
     dtype: str
@@ -61,9 +61,10 @@ class Manifest:
     unigram_entropy_nats: float
     """Of the scored targets."""
     trajectory: Trajectory | None
-    """Layout of the documents of an automata dataset; None for a corpus, which is one stream of tokens."""
+    """Layout of the documents of a generated dataset; None for a corpus, which is one stream of tokens."""
     origin: dict
-    """What made it (nca: law, preset, seed, candidates; corpus: input files with hashes, tokenizer)."""
+    """What made it (nca: law, preset, seed, candidates; controls: settings, seed and the base with its own origin;
+    corpus: input files with hashes, tokenizer)."""
 
     def __post_init__(self) -> None:
         if set(self.files) != {"bin", "idx"}:

@@ -1,7 +1,8 @@
-"""Which tokens of an automata document are input, target and scored (plain NumPy).
+"""Which tokens of a generated document are input, target and scored (plain NumPy).
 
 A document holds whole frames: document_tokens = num_frames * frame_tokens, at least sequence_length + 1.
 Training reads input document[0:L] and target document[1:L+1]; what lies behind L is never read.
+Documents without frames, of brackets or copied text, count as one frame of L + 1 tokens.
 L sequence_length; the position of a target is its index i in 0..L-1, its token stands at i + 1 in the document.
 """
 
@@ -15,7 +16,7 @@ from megatron_nca.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The layout of every document of an automata dataset; all counts are in tokens."""
+    """The layout of every document of a generated dataset; all counts are in tokens."""
 
     sequence_length: int
     document_tokens: int

@@ -98,15 +98,19 @@ class Datasets:
         )
 
     @property
+    def _framed(self) -> bool:
+        """Whether sequences consist of frames; those of brackets and of copied text are documents without."""
+        return self.manifest.trajectory is not None and self.manifest.trajectory.num_frames > 1
+
+    @property
     def bucket_tokens(self) -> int:
         """Width of a bucket in tokens."""
-        trajectory = self.manifest.trajectory
-        return trajectory.frame_tokens if trajectory is not None else self.sequence_length // TEXT_BUCKETS
+        return self.manifest.trajectory.frame_tokens if self._framed else self.sequence_length // TEXT_BUCKETS
 
     @property
     def buckets(self) -> np.ndarray:
-        """Bucket of each target position, (L,): the frame of automata, an eighth of a text sequence."""
-        if self.manifest.trajectory is not None:
+        """Bucket of each target position, (L,): the frame of automata, an eighth of any other sequence."""
+        if self._framed:
             return self.manifest.trajectory.frames()
         return np.arange(self.sequence_length) * TEXT_BUCKETS // self.sequence_length
 

@@ -13,6 +13,7 @@ from megatron_nca.config.law import NcaLaw
 from megatron_nca.errors import ConfigError, DataError, explain
 
 CEILING_DRAWS = 64
+CALIBRATION_KEY = 0x63616C69
 CEILING_MARGIN = 1.03
 """Nothing proves that no rule exceeds uniform tokens; of 6,000 rules each of eight laws none reached 0.994 of them."""
 
@@ -39,34 +40,80 @@ def in_band(ratios: np.ndarray, band: tuple[float, float]) -> np.ndarray:
 
 
 def extremes(law: NcaLaw) -> tuple[float, float]:
-    """(floor, ceiling) of the ratios that rules of `law` can have.
+    """(floor, ceiling) of the official ratios that rules of `law` can have.
 
     Floor: all tokens equal. Ceiling: the largest of 64 streams of independent uniform tokens, and 3 %.
     """
-    shape = (law.score_frames, law.patches_per_frame)
-    draws = np.random.Generator(np.random.Philox(0)).integers(0, law.start_token, (CEILING_DRAWS, *shape))
-    tokens = np.concatenate([np.zeros((1, *shape), dtype=np.int64), draws])
+    shape = (CEILING_DRAWS, law.score_frames, law.patches_per_frame)
+    draws = np.random.Generator(np.random.Philox(0)).integers(0, law.start_token, shape)
+    ratios = _score(law, np.concatenate([np.zeros((1, *shape[1:]), dtype=np.int64), draws]))
+    return float(ratios[0]), float(ratios[1:].max() * CEILING_MARGIN)
+
+
+def uniform_ratio(law: NcaLaw) -> float:
+    """The official ratio of independent uniform tokens of `law`: what the calibrated scale calls 1.
+
+    The mean over 64 streams of fixed bits (Philox4x64, key 0x63616C69, 32 bits a token, scaled by multiplication), so
+    it is a constant of the law. 0.669 for the released law.
+    """
+    shape = (CEILING_DRAWS, law.score_frames, law.patches_per_frame)
+    words = np.random.Philox(key=CALIBRATION_KEY).random_raw(int(np.prod(shape))) >> np.uint64(32)
+    tokens = (words * np.uint64(law.start_token) >> np.uint64(32)).astype(np.int64).reshape(shape)
+    sizes = np.rint(_score(law, tokens) * _score_bytes(law)).astype(np.int64)
+    return int(sizes.sum()) / (CEILING_DRAWS * _score_bytes(law))
+
+
+def official_band(law: NcaLaw) -> tuple[float, float]:
+    """The law's band as an open interval of official ratios, whatever scale it is given in."""
+    if law.band_scale == "official":
+        return law.band
+    unit = uniform_ratio(law)
+    return law.band[0] * unit, law.band[1] * unit
+
+
+def band_bytes(law: NcaLaw) -> tuple[int, int]:
+    """(fewest, most) bytes of a gzip file that lies in the law's band, both included; fewest > most: none."""
+    low, high = official_band(law)
+    total = _score_bytes(law)
+    fewest, most = int(low * total), int(np.ceil(high * total))
+    while fewest / total <= low:  # the same comparison of floats as the filter's
+        fewest += 1
+    while most / total >= high:
+        most -= 1
+    return fewest, most
+
+
+def _score_bytes(law: NcaLaw) -> int:
+    """Bytes of the tokens that are compressed."""
+    tokens = law.patches_per_frame + 2 * law.score_delimiters
+    return law.score_frames * tokens * np.dtype(law.score_dtype).itemsize
+
+
+def _score(law: NcaLaw, tokens: np.ndarray) -> np.ndarray:
+    """Ratios (N,) of patch tokens (N,T,P), compressed as the law says."""
     if law.score_delimiters:
         tokens = np.pad(tokens, ((0, 0), (0, 0), (1, 1)))
         tokens[..., 0], tokens[..., -1] = law.start_token, law.end_token
-    ratios = gzip_ratio(tokens, dtype=law.score_dtype)
-    return float(ratios[0]), float(ratios[1:].max() * CEILING_MARGIN)
+    return gzip_ratio(tokens, dtype=law.score_dtype)
 
 
 def check_band(law: NcaLaw) -> None:
     """Raises ConfigError if no rule of `law` can lie in its band, naming what they can reach."""
     floor, ceiling = extremes(law)
-    low, high = law.band
+    low, high = official_band(law)
+    scale = "" if law.band_scale == "official" else f" (band_scale = calibrated: {low:.3f} to {high:.3f} official)"
     if low >= ceiling:
         raise ConfigError(
             explain(
                 "law.band",
                 list(law.band),
-                f"no rule can pass: with num_states = {law.num_states}, patch = {law.patch} and "
+                f"no rule can pass{scale}: with num_states = {law.num_states}, patch = {law.patch} and "
                 f"{law.score_frames} frames as {law.score_dtype} even independent uniform tokens have a gzip ratio "
                 f"of at most {ceiling:.3f}.",
                 f"lower LOW below {ceiling:.3f} (about {0.72 * ceiling:.2f} is to this law what 0.5 is to the "
-                "released one), or use more states.",
+                "released one), set band_scale to calibrated, or use more states."
+                if law.band_scale == "official"
+                else f"lower LOW below {ceiling / uniform_ratio(law):.3f}.",
             )
         )
     if high <= floor:
@@ -74,8 +121,8 @@ def check_band(law: NcaLaw) -> None:
             explain(
                 "law.band",
                 list(law.band),
-                f"no rule can pass: tokens that are all equal have a gzip ratio of {floor:.3f} already.",
-                f"raise HIGH above {floor:.3f}.",
+                f"no rule can pass{scale}: tokens that are all equal have a gzip ratio of {floor:.3f} already.",
+                f"raise HIGH above {floor / (1 if law.band_scale == 'official' else uniform_ratio(law)):.3f}.",
             )
         )
 

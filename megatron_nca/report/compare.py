@@ -171,7 +171,7 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Learned:
-    """Whether a phase on automata taught its model anything: one that did not explains nothing."""
+    """Whether a phase on automata or on a control taught its model anything: one that did not explains nothing."""
 
     run: str
     arm: str
@@ -186,6 +186,8 @@ class Learned:
     """Mean loss of the first whole scored frames at the end of the phase."""
     late: float | None = None
     """Mean loss of the last whole frames."""
+    framed: bool = True
+    """Whether the data consists of frames; what is no automaton is judged by the entropy alone."""
 
     @property
     def share(self) -> float | None:
@@ -202,23 +204,24 @@ class Learned:
             return "not known: the manifest with the unigram entropy is missing"
         if self.share < HARDLY_SHARE:
             return "nothing learned"
-        falls = self.early is not None and self.late <= (1 - LEARNED_FRAMES) * self.early
+        falls = not self.framed or (self.early is not None and self.late <= (1 - LEARNED_FRAMES) * self.early)
         return "learned" if self.share >= LEARNED_SHARE and falls else "hardly learned"
 
 
 def learned(run: Run) -> list[Learned]:
-    """One check for each phase on automata that was run, shared phases once."""
+    """One check for each phase on automata or a control that was run, shared phases once."""
     result = []
     for arm in run.arms:
         for position, phase in enumerate(arm.phases):
             name = run.recipe.phases[phase.phase].dataset
-            dataset = run.recipe.datasets[name]
-            if dataset.source != "nca" or run.recipe.home_arm(arm.arm, position) != arm.arm:
+            if not run.recipe.datasets[name].is_generated or run.recipe.home_arm(arm.arm, position) != arm.arm:
                 continue
+            law = run.recipe.law_of(name)
             check = Learned(run.name, arm.arm, arm.seed, phase.phase, phase.state, unigram_entropy(run, name))
+            check = replace(check, framed=law is not None)
             if phase.validations:
                 last = phase.validations[-1]
-                frames = [loss for _, loss in whole_frames(last, dataset.law)]
+                frames = [] if law is None else [loss for _, loss in whole_frames(last, law)]
                 count = min(COMPARED_FRAMES, len(frames) // 2)
                 early, late = (statistics.fmean(part) if count else None for part in (frames[:count], frames[-count:]))
                 check = replace(check, first=phase.validations[0], last=last, early=early, late=late)

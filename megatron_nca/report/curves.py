@@ -84,7 +84,9 @@ def _draw_frames(axes, runs: Sequence[Run], checks: Sequence[Learned]) -> None:
     names = {run.name: run for run in runs}
     for index, check in enumerate(checks, 1):
         recipe = names[check.run].recipe
-        law = recipe.datasets[recipe.phases[check.phase].dataset].law
+        law = recipe.law_of(recipe.phases[check.phase].dataset)
+        if law is None:
+            continue
         for validation, style, when in ((check.first, ":", "start"), (check.last, "-", "end")):
             frames = [pair for pair in whole_frames(validation, law) if math.isfinite(pair[1])]
             if frames:

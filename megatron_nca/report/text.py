@@ -121,7 +121,8 @@ def _thresholds() -> str:
         f"All in nats per token. *Learned*: the last validation loss lies at least {LEARNED_SHARE:.0%} below the "
         f"unigram entropy of the same data and the last {COMPARED_FRAMES} frames are at least {LEARNED_FRAMES:.0%} "
         f"easier than the first {COMPARED_FRAMES} predicted ones. *Hardly learned*: at least {HARDLY_SHARE:.0%} below. "
-        "Otherwise *nothing learned*. A phase that learned nothing explains nothing that follows."
+        "Otherwise *nothing learned*, which is what independent tokens should give. What has no frames is judged by "
+        "the entropy alone. A phase that learned nothing explains nothing that follows."
     )
 
 

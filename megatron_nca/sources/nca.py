@@ -5,20 +5,19 @@ in order; R = min(num_rules, N), or N where num_rules is None. Sequence i uses r
 each has its own initial state and sampling. Nothing depends on threads, blocks or processes.
 """
 
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_nca.config.law import LAW_VERSION, PRESETS, NcaLaw
 from megatron_nca.config.schema import to_dict
-from megatron_nca.data.indexed import IndexedWriter, optimal_dtype
-from megatron_nca.data.manifest import Manifest, part
 from megatron_nca.data.trajectories import Trajectory
 from megatron_nca.errors import ConfigError, DataError, explain
 from megatron_nca.nca import complexity, rule, simulate
+from megatron_nca.sources.writing import generate
+
+__all__ = ["NcaSource", "generate", "identity"]
 
 if TYPE_CHECKING:
     from megatron_nca.nca.bank import Bank
@@ -29,8 +28,6 @@ MOST_CANDIDATES = 10**8
 """Where acceptance is rare (below 1e-3), a search expected to be longer than this is refused."""
 BLOCK_CELL_UPDATES = 2**24
 BLOCK_TOKENS = 2**22
-INDEX_BYTES = 4 + 8 + 8
-"""Of one document in the .idx."""
 
 
 class NcaSource:
@@ -39,6 +36,8 @@ class NcaSource:
     `bank` gives the scores in place of rollouts, without changing a byte; raises DataError if it is of other settings,
     or holds too few rules of the band and may not be extended. `extend_bank`: blocks beyond its end are added to it.
     """
+
+    kind = "nca"
 
     def __init__(
         self,
@@ -58,6 +57,9 @@ class NcaSource:
         complexity.check_zlib()
         complexity.check_band(law)
         self.law = law
+        self.band = complexity.official_band(law)
+        """Open interval of official ratios, whatever scale the law gives it in."""
+        self.num_tokens, self.vocab_size, self.trajectory = law.num_tokens, law.vocab_size, Trajectory.of_law(law)
         self.num_sequences = num_sequences
         self.seed = seed
         self.threads = threads
@@ -86,10 +88,17 @@ class NcaSource:
             index = np.arange(first, min(first + size, self.num_sequences))
             yield self._documents(rules[index % self.num_rules], index // self.num_rules)
 
+    def identity(self) -> dict:
+        """The settings that decide every byte of the dataset."""
+        return identity(self.law, self.num_sequences, self.seed)
+
     def origin(self) -> dict:
         """What made the data; complete once `blocks` is exhausted."""
+        calibrated = self.law.band_scale == "calibrated"
         return {
-            **identity(self.law, self.num_sequences, self.seed),
+            **self.identity(),
+            "band_bytes": list(complexity.band_bytes(self.law)),
+            "uniform_ratio": complexity.uniform_ratio(self.law) if calibrated else None,
             "rules": self.num_rules,
             "candidates_examined": self.examined,
             "candidates_accepted": self.accepted,
@@ -106,17 +115,17 @@ class NcaSource:
                 list(self._bank.fill(numbers, threads=self.threads, mend=False))
                 self._bank_end = self._bank.end
             ratios = self._bank.ratios(first, count)
-        return complexity.in_band(ratios, self.law.band)
+        return complexity.in_band(ratios, self.band)
 
     def _check_bank(self, bank: "Bank") -> None:
         """Raises DataError if too few of the candidates that `bank` has in order lie in the band."""
-        found = bank.accepted(self.law.band, self.num_rules)
+        found = bank.accepted(self.band, self.num_rules)
         if found < self.num_rules:
             raise DataError(
                 explain(
                     "bank",
                     str(bank.path),
-                    f"{found:,} of its {self._bank_end:,} candidates lie in the band {list(self.law.band)}, "
+                    f"{found:,} of its {self._bank_end:,} candidates lie in the band {list(self.band)}, "
                     f"so it can give {found:,} sequences, not {self.num_sequences:,}.",
                     "fill it further with `megatron-nca bank fill`, or let this command do it with --extend-bank.",
                 )
@@ -184,84 +193,3 @@ def identity(law: NcaLaw, num_sequences: int, seed: int) -> dict:
         "seed": seed,
         "sequences": num_sequences,
     }
-
-
-def generate(source: NcaSource, prefix: Path, progress: Callable[[int], None] = lambda sequences: None) -> Manifest:
-    """Write the dataset PREFIX.{bin,idx,json}; `progress` is told the number of each block's sequences.
-
-    Raises DataError if the disk is full or rules are too rare; then nothing stands under the final names.
-    """
-    law = source.law
-    check_space(law, source.num_sequences, prefix)
-    with IndexedWriter(prefix, law.num_tokens, Trajectory.of_law(law)) as writer:
-        for tokens in source.blocks():
-            if len(tokens):
-                writer.add_documents(tokens)
-            progress(len(tokens))
-        return writer.finish({"kind": "nca", "vocab_size": law.vocab_size, "origin": source.origin()})
-
-
-def is_torn(prefix: Path) -> str | None:
-    """Why what is at PREFIX is no whole dataset, though some of it is there: killed while publishing, or damaged."""
-    if not any(part(prefix, ending).exists() for ending in ("bin", "idx", "json")):
-        return None
-    try:
-        Manifest.load(prefix)
-    except DataError as error:
-        return str(error)
-    return None
-
-
-def existing(prefix: Path, law: NcaLaw, num_sequences: int, seed: int) -> Manifest | None:
-    """The manifest of PREFIX if it was made with just these settings, None if there is nothing.
-
-    Raises DataError if something else is there: a dataset of other settings, a damaged one, or files without manifest.
-    """
-    if not part(prefix, "json").exists():
-        if part(prefix, "bin").exists() and part(prefix, "idx").exists():
-            raise DataError(
-                f"{prefix}.bin: files without a manifest are there, and they are not overwritten. "
-                f"Cure: choose another output, or remove {prefix}.bin and {prefix}.idx."
-            )
-        return None
-    manifest = Manifest.load(prefix)
-    wanted = to_dict(identity(law, num_sequences, seed))
-    different = [name for name, value in _flat(wanted).items() if _flat(manifest.origin).get(name, "absent") != value]
-    if different:
-        there = ", ".join(
-            f"{name} = {_flat(manifest.origin).get(name, 'absent')!r} (asked: {_flat(wanted)[name]!r})"
-            for name in different
-        )
-        raise DataError(
-            f"{prefix}: a whole dataset made with other settings is there: {there}. "
-            f"Cure: choose another output, or remove {prefix}.bin, .idx and .json."
-        )
-    return manifest
-
-
-def _flat(origin: dict) -> dict:
-    law = origin.get("law")
-    rest = {name: value for name, value in origin.items() if name != "law"}
-    return {**rest, **{f"law.{name}": value for name, value in (law or {}).items()}}
-
-
-def size_bytes(law: NcaLaw, num_sequences: int) -> int:
-    """Bytes of .bin and .idx."""
-    return num_sequences * (law.document_tokens * optimal_dtype(law.num_tokens).itemsize + INDEX_BYTES) + 64
-
-
-def check_space(law: NcaLaw, num_sequences: int, prefix: Path) -> None:
-    """Raises DataError if the disk of `prefix` has too little free space."""
-    folder = Path(prefix).absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free, need = shutil.disk_usage(folder).free, size_bytes(law, num_sequences)
-    if need > free:
-        raise DataError(
-            explain(
-                "sequences",
-                num_sequences,
-                f"needs {need / 1e6:,.1f} MB, but {folder} has {free / 1e6:,.1f} MB free.",
-                "free some space, choose another folder or fewer sequences.",
-            )
-        )

@@ -226,6 +226,31 @@ def test_verdict_on_the_automata_phase(make_run, loss, frames, verdict):
     assert (check.early, check.late) == (frames[1], frames[2])
 
 
+@pytest.mark.parametrize(
+    ("dataset", "loss", "verdict"),
+    [
+        ({"source": "shuffled", "base": "automata"}, 2.2, "hardly learned"),
+        ({"source": "iid", "base": "automata"}, 2.77, "nothing learned"),
+        ({"source": "dyck", "sequences": 8, "validation_sequences": 4}, 1.5, "learned"),
+        ({"source": "dyck", "sequences": 8, "validation_sequences": 4}, 2.2, "hardly learned"),
+    ],
+)
+def test_verdict_on_a_control(make_run, recipe_values, tmp_path, dataset, loss, verdict):
+    """Brackets have no frames and are judged by the entropy alone; what is made of automata has theirs."""
+    recipe_values["datasets"]["control"] = dataset
+    recipe_values["phases"]["nca"]["dataset"] = "control"
+    run = make_run()
+    write_phase(run, "nca", "nca", {0: 2.8, 4: loss}, by_position=FRAMES)
+    manifest = run.dataset("control").path / "validation.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"unigram_entropy_nats": 2.77}))
+    (check,) = compare.learned(load_run(run.path))
+    assert check.verdict == verdict
+    assert check.early == (2.0 if "base" in dataset else None)
+    curves.draw([load_run(run.path)], [check], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
 def test_without_a_manifest_the_verdict_is_not_known(make_run):
     (check,) = compare.learned(load_run(make_run().path))
     assert check.verdict.startswith("not known")

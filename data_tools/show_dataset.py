@@ -1,0 +1,92 @@
+"""Look at datasets of any source: a report of their quality, pictures of frames, sequences as text.
+
+The report goes to the terminal, with --report to a folder too, as quality.md and a
+histogram of gzip ratios. Several datasets, such as bands of one law, are drawn one below
+the other.
+
+Example:
+    python data_tools/show_dataset.py runs/low runs/high --sequences 0 1 2 --picture frames.png
+    python data_tools/show_dataset.py runs/nca --report runs/nca_quality --decode 5
+    python data_tools/show_dataset.py corpus/train_text_document --decode 0 --tokenizer-model corpus/tokenizer.model
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from megatron_nca.data.tool import run_tool, tool_parser
+from megatron_nca.errors import ConfigError, DataError, explain
+from megatron_nca.files import publish
+from megatron_nca.look import decoding, picture, quality
+from megatron_nca.look.opened import Opened
+from megatron_nca.nca import complexity
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = tool_parser("show_dataset.py", __doc__)
+    parser.add_argument("prefixes", metavar="PREFIX", nargs="+", type=Path,
+                        help="path of a dataset; an ending .bin, .idx or .json is dropped")
+    parser.add_argument("--sequences", type=int, nargs="+", metavar="I",
+                        help="which are drawn (default: the first four)")
+    parser.add_argument("--picture", type=Path, metavar="OUT.png", help="a row a sequence, a column a frame")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="folder for quality.md and gzip_ratios.png")
+    parser.add_argument("--limit", type=int, default=4096, help="sequences that are measured (default %(default)s)")
+    parser.add_argument("--decode", type=int, metavar="I", help="print this sequence as text, and nothing else")
+    parser.add_argument("--tokenizer-model", type=Path, help="of the text that --decode prints")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    drawn = {"--picture": arguments.picture, "--report": arguments.report}
+    for name, path in drawn.items():
+        if path is not None and importlib.util.find_spec("matplotlib") is None:
+            raise ConfigError(explain(name, str(path), "needs matplotlib.", "pip install 'megatron_nca[log]'."))
+    if arguments.limit < 1:
+        raise ConfigError(explain("--limit", arguments.limit, "must be at least 1.", "4096 is usual."))
+    datasets = [Opened(_without_ending(prefix)) for prefix in arguments.prefixes]
+    if arguments.decode is not None:
+        return decode(datasets, arguments)
+    if arguments.sequences is not None and arguments.picture is None:
+        raise ConfigError("--sequences: belongs to --picture. Cure: say where to draw them, or leave it out.")
+    if arguments.tokenizer_model is not None:
+        raise ConfigError("--tokenizer-model: belongs to --decode. Cure: give --decode, or leave it out.")
+    if arguments.picture is not None:
+        picture.draw([(one, arguments.sequences or range(min(4, len(one)))) for one in datasets], arguments.picture)
+    report(datasets, arguments.limit, arguments.report)
+    for path in filter(None, drawn.values()):
+        print(f"written: {path}")
+
+
+def _without_ending(prefix: Path) -> Path:
+    return prefix.with_suffix("") if prefix.suffix in (".bin", ".idx", ".json") else prefix
+
+
+def decode(datasets: list[Opened], arguments: argparse.Namespace) -> None:
+    if len(datasets) > 1:
+        raise ConfigError("--decode: several datasets were given. Cure: give one.")
+    print(decoding.decode(datasets[0], arguments.decode, arguments.tokenizer_model), end="")
+
+
+def report(datasets: list[Opened], limit: int, folder: Path | None) -> None:
+    """Print the figures of each dataset, and write them with a histogram if there is a folder."""
+    if folder is not None and folder.exists() and not (folder / "quality.md").is_file():
+        raise DataError(explain("--report", str(folder), "exists and is no report.", "choose another folder."))
+    measured = [quality.measure(dataset, limit) for dataset in datasets]
+    sections = [(str(dataset.prefix), quality.lines(dataset, one))
+                for dataset, one in zip(datasets, measured, strict=True)]
+    for name, figures in sections:
+        print(name)
+        print("".join(f"  {figure:28} {value}\n" for figure, value in figures))
+    if folder is None:
+        return
+    with publish(folder) as aside:
+        aside.mkdir()
+        ratios = [(dataset.name, one.ratios) for dataset, one in zip(datasets, measured, strict=True)]
+        bands = [None if dataset.law is None else complexity.official_band(dataset.law) for dataset in datasets]
+        picture.draw_histogram(ratios, bands, aside / "gzip_ratios.png")
+        (aside / "quality.md").write_text(quality.markdown(sections, "gzip_ratios.png"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(build_parser(), main))

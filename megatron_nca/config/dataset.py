@@ -1,0 +1,110 @@
+"""A recipe's dataset: one source of tokens with a training and a validation part."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_nca.config.controls import Distribution, DyckLaw, Permute
+from megatron_nca.config.law import NcaLaw
+from megatron_nca.errors import ConfigError, explain
+
+REQUIRED = {
+    "nca": ("law", "sequences", "validation_sequences"),
+    "shuffled": ("base",),
+    "iid": ("base",),
+    "dyck": ("sequences", "validation_sequences"),
+    "k_shuffle_dyck": ("sequences", "validation_sequences"),
+    "corpus_copy": ("base", "validation_sequences"),
+    "corpus": ("input", "vocab_size"),
+    "indexed": ("vocab_size", "train_prefix", "validation_prefix"),
+}
+OPTIONAL = {
+    "nca": ("seed", "validation_seed"),
+    "shuffled": ("permute", "sequences", "validation_sequences", "seed", "validation_seed"),
+    "iid": ("distribution", "sequences", "validation_sequences", "seed", "validation_seed"),
+    "dyck": ("dyck", "seed", "validation_seed"),
+    "k_shuffle_dyck": ("dyck", "seed", "validation_seed"),
+    "corpus_copy": ("tokens", "sequences", "seed", "validation_seed"),
+    "corpus": ("held_out_share",),
+    "indexed": (),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a phase trains on. Which settings belong to which source: REQUIRED and OPTIONAL above."""
+
+    source: Literal["nca", "corpus", "indexed", "shuffled", "iid", "dyck", "k_shuffle_dyck", "corpus_copy"]
+    law: NcaLaw | None = None
+    """nca: the automata. In YAML a mapping, optionally with `preset: released|paper` to start from and
+    `domain: web|math|code` for the band."""
+    sequences: int | None = None
+    """Training sequences; shuffled, iid: None for as many as the base has."""
+    validation_sequences: int | None = None
+    """Held-out sequences, drawn at validation_seed."""
+    seed: int = 0
+    validation_seed: int = 1_000_003
+    base: str | None = None
+    """The dataset of this recipe whose tokens are shuffled, counted or copied. Parts go by name, but the validation
+    part of iid is drawn from the distribution of the training part."""
+    permute: Permute = "tokens"
+    """shuffled: what is permuted within each sequence."""
+    distribution: Distribution = "unigram"
+    """iid: what tokens are drawn from."""
+    dyck: DyckLaw | None = None
+    """dyck, k_shuffle_dyck: the law of the brackets; None: the paper's."""
+    tokens: int | None = None
+    """corpus_copy: training tokens in place of sequences, rounded up to whole sequences."""
+    input: str | None = None
+    """corpus: a JSONL file with a `text` key, or `python-stdlib`."""
+    vocab_size: int | None = None
+    """corpus: size of the sentencepiece model trained on it. indexed: of the vocabulary the files were made with."""
+    held_out_share: float = 0.05
+    """corpus: share of documents, chosen by hash, kept for validation."""
+    train_prefix: str | None = None
+    """indexed: path of an existing .bin/.idx pair, without its ending."""
+    validation_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in REQUIRED[self.source]:
+            if getattr(self, name) is None:
+                raise ConfigError(
+                    explain("source", self.source, f"a dataset of this source needs '{name}'.", f"add '{name}'.")
+                )
+        self._check_foreign()
+        if self.source == "corpus_copy" and (self.tokens is None) == (self.sequences is None):
+            raise ConfigError(
+                explain("source", self.source, "needs either 'tokens' or 'sequences'.", "give one of the two.")
+            )
+        for name in ("sequences", "validation_sequences", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(explain(name, value, "must be at least 1.", "give a positive number."))
+        if self.is_generated and self.seed == self.validation_seed:
+            raise ConfigError(
+                explain(
+                    "validation_seed",
+                    self.validation_seed,
+                    "equals seed, so validation would hold the training rules.",
+                    "choose another.",
+                )
+            )
+        if not 0 < self.held_out_share < 1:
+            raise ConfigError(
+                explain("held_out_share", self.held_out_share, "must lie between 0 and 1.", "0.05 is usual.")
+            )
+
+    def _check_foreign(self) -> None:
+        """No setting is skipped in silence."""
+        known = {"source", *REQUIRED[self.source], *OPTIONAL[self.source]}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in known and value != field.default:
+                reason = f"is no setting of the source {self.source!r}."
+                shown = value if isinstance(value, str | int | float) else "(given)"
+                raise ConfigError(explain(field.name, shown, reason, "leave it out, or choose another source."))
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether `megatron-nca generate` makes it."""
+        return self.source not in ("corpus", "indexed")

@@ -1,0 +1,51 @@
+"""A sequence as text: grids of automata, brackets, words, or bare ids."""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from megatron_nca import files
+from megatron_nca.data import tokenizer
+from megatron_nca.errors import DataError, explain
+from megatron_nca.look.opened import DELIMITER, Opened
+
+STATES = "0123456789abcdef"
+
+
+def decode(dataset: Opened, index: int, model: Path | None = None) -> str:
+    """Sequence `index` for a reader; `model` is the sentencepiece model of a text.
+
+    Automata: each whole frame as H lines of hexadecimal states, `.` for a delimiter among the patches.
+    Brackets: (s opens kind s, s) closes it. Else ids. Raises DataError.
+    """
+    if model is not None:
+        return _text(dataset, index, model)
+    if dataset.law is not None:
+        grids = dataset.grids(index)
+        return "\n\n".join(f"frame {number}\n{_grid(grid)}" for number, grid in enumerate(grids)) + "\n"
+    tokens = dataset.sequence(index)
+    if dataset.manifest.kind in ("dyck", "k_shuffle_dyck"):
+        symbols = dataset.manifest.num_tokens // 2
+        return _wrapped(f"({token}" if token < symbols else f"{token - symbols})" for token in tokens.tolist())
+    return _wrapped(map(str, tokens.tolist()))
+
+
+def _grid(cells: np.ndarray) -> str:
+    return "\n".join("".join("." if cell == DELIMITER else STATES[cell] for cell in row) for row in cells)
+
+
+def _wrapped(words) -> str:
+    return "\n".join(textwrap.wrap(" ".join(words), 100)) + "\n"
+
+
+def _text(dataset: Opened, index: int, model: Path) -> str:
+    processor = tokenizer.load(model)
+    stated = [origin["tokenizer"]["sha256"] for origin in dataset.origins if "tokenizer" in origin]
+    if not stated:
+        reason = f"{dataset.prefix} is {dataset.manifest.kind}, which was not made of text."
+        raise DataError(explain("--tokenizer-model", str(model), reason, "leave it out."))
+    if stated[0] != files.sha256(model):
+        reason = f"{dataset.prefix} was made with another tokenizer (sha256 {stated[0][:12]}...)."
+        raise DataError(explain("--tokenizer-model", str(model), reason, "give that one."))
+    return processor.decode(dataset.sequence(index).tolist()) + "\n"
