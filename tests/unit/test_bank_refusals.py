@@ -231,6 +231,7 @@ OTHER = {
     "score_dtype": "uint16",
     "score_delimiters": True,
     "band": (0.2, 0.3),
+    "band_scale": "calibrated",
     "num_rules": 5,
 }
 
