@@ -6,9 +6,19 @@ from setuptools import setup
 # One order of operations on every machine: no contraction of a * b + c, no fast-math. The -fno- flags change no value.
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 FLAGS_OF_FILE = {"rollout_avx2.cpp": ["-mavx2", "-mfma"]}
-SOURCES = ["bind", "deflate_size", "rollout_avx2", "rollout_cpu", "rollout_portable"]
+SOURCES = [
+    "bind",
+    "deflate_block",
+    "deflate_fast",
+    "deflate_size",
+    "rollout_avx2",
+    "rollout_cpu",
+    "rollout_portable",
+]
 HEADERS = [
     "counter_rng",
+    "deflate_block",
+    "deflate_fast",
     "deflate_size",
     "float_math",
     "host_device",

@@ -72,6 +72,15 @@ Array<int32_t> score(const Params& params, uint64_t seed, uint32_t first, size_t
   return result;
 }
 
+Array<uint8_t> accept(const Params& params, uint64_t seed, uint32_t first, size_t count, int64_t low, int64_t high,
+                      const Execution& execution) {
+  Array<uint8_t> result(static_cast<py::ssize_t>(count));
+  uint8_t* out = result.mutable_data();
+  py::gil_scoped_release release;
+  nca::accept(params, seed, first, count, low, high, out, execution);
+  return result;
+}
+
 template <class Token>
 Array<Token> documents(const Params& params, uint64_t seed, const Array<uint32_t>& candidates,
                        const Array<uint32_t>& repeats, const Execution& execution) {
@@ -93,6 +102,35 @@ Array<int64_t> gzip_sizes(const Array<uint8_t>& buffers, const Execution& execut
   int64_t* out = result.mutable_data();
   py::gil_scoped_release release;
   nca::gzip_sizes(in, count, length, out, execution);
+  return result;
+}
+
+int checked_length(const Array<uint16_t>& tokens) {
+  if (tokens.ndim() != 2 || tokens.shape(1) < 1 || tokens.shape(1) > 1024) {
+    throw std::invalid_argument("tokens must be two-dimensional, rows of 1 to 1,024");
+  }
+  return static_cast<int>(tokens.shape(1));
+}
+
+Array<int32_t> token_gzip_sizes(const Array<uint16_t>& tokens, const Execution& execution) {
+  const int length = checked_length(tokens);
+  const size_t count = static_cast<size_t>(tokens.shape(0));
+  const uint16_t* in = tokens.data();
+  Array<int32_t> result(tokens.shape(0));
+  int32_t* out = result.mutable_data();
+  py::gil_scoped_release release;
+  nca::token_gzip_sizes(in, count, length, out, execution);
+  return result;
+}
+
+Array<int8_t> accept_tokens(const Array<uint16_t>& tokens, int64_t low, int64_t high, const Execution& execution) {
+  const int length = checked_length(tokens);
+  const size_t count = static_cast<size_t>(tokens.shape(0));
+  const uint16_t* in = tokens.data();
+  Array<int8_t> result(tokens.shape(0));
+  int8_t* out = result.mutable_data();
+  py::gil_scoped_release release;
+  nca::accept_tokens(in, count, length, low, high, out, execution);
   return result;
 }
 
@@ -129,7 +167,11 @@ PYBIND11_MODULE(_generator, module) {
   module.def("draw_rules", &draw_rules);
   module.def("rollout", &rollout);
   module.def("score", &score);
+  module.def("accept", &accept);
+  module.def("covers", &nca::covers);
   module.def("documents_uint16", &documents<uint16_t>);
   module.def("documents_int32", &documents<int32_t>);
   module.def("gzip_sizes", &gzip_sizes);
+  module.def("token_gzip_sizes", &token_gzip_sizes);
+  module.def("accept_tokens", &accept_tokens);
 }

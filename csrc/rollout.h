@@ -66,6 +66,13 @@ void rollout(const Params&, const Weights&, const uint8_t* start, size_t count, 
 // Bytes that gzip makes of the scored frames of candidates first .. first + count - 1.
 void score(const Params&, uint64_t seed, uint32_t first, size_t count, int32_t* gzip_bytes, const Execution&);
 
+// Whether low < gzip bytes < high, of the same candidates: 1 or 0. Sooner than the sizes, and never another answer.
+void accept(const Params&, uint64_t seed, uint32_t first, size_t count, int64_t low, int64_t high, uint8_t* accepted,
+            const Execution&);
+
+// Whether the scores of a law are found by deflate_fast.h; else zlib makes them.
+bool covers(const Params&);
+
 // Tokens (count, document_tokens) of the given accepted candidates, each with its repeat number.
 void documents(const Params&, uint64_t seed, const uint32_t* candidates, const uint32_t* repeats, size_t count,
                uint16_t* tokens, const Execution&);
@@ -74,5 +81,10 @@ void documents(const Params&, uint64_t seed, const uint32_t* candidates, const u
 
 // gzip sizes of `count` buffers of `length` bytes each.
 void gzip_sizes(const uint8_t* buffers, size_t count, size_t length, int64_t* sizes, const Execution&);
+
+// The same of `count` streams of `length` <= 1,024 tokens as int32, by deflate_fast.h alone; -1 where it does not know.
+void token_gzip_sizes(const uint16_t* tokens, size_t count, int length, int32_t* sizes, const Execution&);
+void accept_tokens(const uint16_t* tokens, size_t count, int length, int64_t low, int64_t high, int8_t* accepted,
+                   const Execution&);
 
 }  // namespace nca

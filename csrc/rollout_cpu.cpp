@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "deflate_fast.h"
 #include "deflate_size.h"
 #include "rollout.h"
 #include "rollout_kernel.h"
@@ -277,6 +278,63 @@ void write_documents(const Params& params, uint64_t seed, const uint32_t* candid
   });
 }
 
+// Rolls candidates out and weighs their scored frames; plain zlib where DeflateFast does not cover the law or the stream.
+class Scorer {
+ public:
+  Scorer(const Params& params, const Kernel& kernel)
+      : params_(params), covered_(DeflateFast::covers(params)), runner_(params, kernel),
+        bytes_(static_cast<size_t>(params.score_bytes())), tokens_(covered_ ? bytes_.size() / 4 : 0) {}
+
+  int64_t gzip_bytes(uint64_t seed, uint32_t candidate) {
+    roll_out(seed, candidate);
+    const int size = covered_ ? fast_.gzip_bytes(tokens_.data(), static_cast<int>(tokens_.size())) : fast_.UNKNOWN;
+    return size != fast_.UNKNOWN ? size : plain_gzip_bytes();
+  }
+
+  bool accepts(uint64_t seed, uint32_t candidate, int64_t low, int64_t high) {
+    roll_out(seed, candidate);
+    const int count = static_cast<int>(tokens_.size());
+    const int known = covered_ ? fast_.accept(tokens_.data(), count, low, high) : fast_.UNKNOWN;
+    if (known != fast_.UNKNOWN) return known != 0;
+    const int64_t size = plain_gzip_bytes();
+    return low < size && size < high;
+  }
+
+ private:
+  void roll_out(uint64_t seed, uint32_t candidate) {
+    const Stream noise{seed, candidate, PURPOSE_SCORE_NOISE, 0};
+    uint8_t* byte = bytes_.data();
+    uint16_t* word = tokens_.data();
+    runner_.use_candidate(seed, candidate);
+    runner_.start_at_random(Stream{seed, candidate, PURPOSE_SCORE_START, 0});
+    for (int frame = 0; frame < params_.score_frames; ++frame) {
+      runner_.advance(frame == 0 ? params_.burn_in_steps : params_.steps_per_frame, noise);
+      runner_.put_tokens(params_.score_delimiters, [&](uint32_t token) {
+        if (covered_) {
+          *word++ = static_cast<uint16_t>(token);
+        } else {
+          for (int b = 0; b < params_.score_token_bytes; ++b) *byte++ = static_cast<uint8_t>(token >> 8 * b);
+        }
+      });
+    }
+  }
+
+  int64_t plain_gzip_bytes() {
+    for (size_t i = 0; i < tokens_.size(); ++i) {
+      for (int b = 0; b < 4; ++b) bytes_[4 * i + b] = static_cast<uint8_t>(static_cast<uint32_t>(tokens_[i]) >> 8 * b);
+    }
+    return plain_.gzip_bytes(bytes_.data(), bytes_.size());
+  }
+
+  const Params params_;
+  const bool covered_;
+  Runner runner_;
+  DeflateFast fast_;
+  DeflateSize plain_;
+  std::vector<uint8_t> bytes_;
+  std::vector<uint16_t> tokens_;  // of a covered law; then bytes_ waits for a stream that is not
+};
+
 }  // namespace
 
 std::vector<std::string> kernel_names() {
@@ -315,27 +373,20 @@ void rollout(const Params& params, const Weights& weights, const uint8_t* start,
 void score(const Params& params, uint64_t seed, uint32_t first, size_t count, int32_t* gzip_bytes,
            const Execution& execution) {
   const Kernel& kernel = find_kernel(execution.kernel);
-  struct Scorer {
-    Runner runner;
-    DeflateSize deflate;
-    std::vector<uint8_t> bytes;
-    Scorer(const Params& p, const Kernel& k) : runner(p, k), bytes(static_cast<size_t>(p.score_bytes())) {}
-  };
   deal<Scorer>(count, execution.threads, [&] { return Scorer(params, kernel); }, [&](Scorer& scorer, size_t i) {
-    const uint32_t candidate = first + static_cast<uint32_t>(i);
-    const Stream noise{seed, candidate, PURPOSE_SCORE_NOISE, 0};
-    uint8_t* out = scorer.bytes.data();
-    scorer.runner.use_candidate(seed, candidate);
-    scorer.runner.start_at_random(Stream{seed, candidate, PURPOSE_SCORE_START, 0});
-    for (int frame = 0; frame < params.score_frames; ++frame) {
-      scorer.runner.advance(frame == 0 ? params.burn_in_steps : params.steps_per_frame, noise);
-      scorer.runner.put_tokens(params.score_delimiters, [&](uint32_t token) {
-        for (int b = 0; b < params.score_token_bytes; ++b) *out++ = static_cast<uint8_t>(token >> 8 * b);
-      });
-    }
-    gzip_bytes[i] = static_cast<int32_t>(scorer.deflate.gzip_bytes(scorer.bytes.data(), scorer.bytes.size()));
+    gzip_bytes[i] = static_cast<int32_t>(scorer.gzip_bytes(seed, first + static_cast<uint32_t>(i)));
   });
 }
+
+void accept(const Params& params, uint64_t seed, uint32_t first, size_t count, int64_t low, int64_t high,
+            uint8_t* accepted, const Execution& execution) {
+  const Kernel& kernel = find_kernel(execution.kernel);
+  deal<Scorer>(count, execution.threads, [&] { return Scorer(params, kernel); }, [&](Scorer& scorer, size_t i) {
+    accepted[i] = scorer.accepts(seed, first + static_cast<uint32_t>(i), low, high);
+  });
+}
+
+bool covers(const Params& params) { return DeflateFast::covers(params); }
 
 void documents(const Params& params, uint64_t seed, const uint32_t* candidates, const uint32_t* repeats, size_t count,
                uint16_t* tokens, const Execution& execution) {
@@ -350,6 +401,19 @@ void documents(const Params& params, uint64_t seed, const uint32_t* candidates, 
 void gzip_sizes(const uint8_t* buffers, size_t count, size_t length, int64_t* sizes, const Execution& execution) {
   deal<DeflateSize>(count, execution.threads, [] { return DeflateSize(); }, [&](DeflateSize& deflate, size_t i) {
     sizes[i] = deflate.gzip_bytes(buffers + i * length, length);
+  });
+}
+
+void token_gzip_sizes(const uint16_t* tokens, size_t count, int length, int32_t* sizes, const Execution& execution) {
+  deal<DeflateFast>(count, execution.threads, [] { return DeflateFast(); }, [&](DeflateFast& deflate, size_t i) {
+    sizes[i] = deflate.gzip_bytes(tokens + i * static_cast<size_t>(length), length);
+  });
+}
+
+void accept_tokens(const uint16_t* tokens, size_t count, int length, int64_t low, int64_t high, int8_t* accepted,
+                   const Execution& execution) {
+  deal<DeflateFast>(count, execution.threads, [] { return DeflateFast(); }, [&](DeflateFast& deflate, size_t i) {
+    accepted[i] = static_cast<int8_t>(deflate.accept(tokens + i * static_cast<size_t>(length), length, low, high));
   });
 }
 

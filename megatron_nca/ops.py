@@ -63,6 +63,23 @@ def score(params: Params, seed: int, first: int, count: int, *, threads: int = 1
     return _generator.score(params, seed, first, count, _generator.Execution(threads, kernel))
 
 
+def accept(
+    params: Params, seed: int, first: int, count: int, low: int, high: int, *, threads: int = 1, kernel: str = ""
+) -> np.ndarray:
+    """Boolean (count,): low < score < high, `low` and `high` in bytes; the same answers as `score`'s, sooner."""
+    accepted = _generator.accept(params, seed, first, count, low, high, _generator.Execution(threads, kernel))
+    return accepted.astype(bool)
+
+
+def covers(params: Params) -> bool:
+    """Whether `score` and `accept` of the law do without zlib (csrc/deflate_fast.h).
+
+    They do where `score_token_bytes` is 4, all compressed tokens are below 2^16 and a buffer has at most 4,096 bytes.
+    Their answers are zlib's either way.
+    """
+    return _generator.covers(params)
+
+
 def documents(
     params: Params,
     seed: int,
@@ -81,6 +98,20 @@ def documents(
 def gzip_sizes(buffers: np.ndarray, *, threads: int = 1) -> np.ndarray:
     """Bytes int64 (N,) that gzip at level 9 makes of each row of `buffers` uint8 (N,L), header and trailer included."""
     return _generator.gzip_sizes(np.ascontiguousarray(buffers, dtype=np.uint8), _generator.Execution(threads, ""))
+
+
+def token_gzip_sizes(tokens: np.ndarray, *, threads: int = 1) -> np.ndarray:
+    """`gzip_sizes` int32 (N,) of `tokens` uint16 (N,L) laid out as little-endian int32, without zlib; L <= 1,024.
+
+    -1 where that is not known: an almost empty stream in which zlib would give up a search.
+    """
+    return _generator.token_gzip_sizes(np.ascontiguousarray(tokens, np.uint16), _generator.Execution(threads, ""))
+
+
+def accept_tokens(tokens: np.ndarray, low: int, high: int, *, threads: int = 1) -> np.ndarray:
+    """int8 (N,): 1 where low < token_gzip_sizes(tokens) < high, else 0; -1 where that is not known."""
+    tokens = np.ascontiguousarray(tokens, np.uint16)
+    return _generator.accept_tokens(tokens, low, high, _generator.Execution(threads, ""))
 
 
 def _uint32(values: np.ndarray) -> np.ndarray:

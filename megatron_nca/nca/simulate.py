@@ -83,6 +83,45 @@ def score(law: NcaLaw, seed: int, first: int, count: int, *, threads: int = 1, k
     return sizes / params.score_bytes
 
 
+def accept(
+    law: NcaLaw,
+    seed: int,
+    first: int,
+    count: int,
+    *,
+    band: tuple[float, float] | None = None,
+    threads: int = 1,
+    kernel: str = "",
+) -> np.ndarray:
+    """Boolean (count,): whether the ratio that `score` gives lies in `band` (the law's), both bounds excluded."""
+    params = rule.params_of(law)
+    low, high = band or law.band
+    at_most, at_least = bytes_at_most(low, params.score_bytes), bytes_at_least(high, params.score_bytes)
+    return ops.accept(
+        params, rule.check_seed(seed), first, count, at_most, at_least, threads=threads, kernel=kernel
+    )
+
+
+def bytes_at_most(ratio: float, total: int) -> int:
+    """The greatest size whose ratio to `total`, in float64 as `score` divides, is at most `ratio`; 2^40 at most."""
+    size = int(min(max(ratio * total, 0.0), 2.0**40))
+    while size / total > ratio:
+        size -= 1
+    while size < 2**40 and (size + 1) / total <= ratio:
+        size += 1
+    return size
+
+
+def bytes_at_least(ratio: float, total: int) -> int:
+    """The least size whose ratio to `total` is at least `ratio`; 2^40 at most, which no buffer reaches."""
+    size = int(min(max(ratio * total, 0.0), 2.0**40))
+    while size > 0 and (size - 1) / total >= ratio:
+        size -= 1
+    while size < 2**40 and size / total < ratio:
+        size += 1
+    return size
+
+
 def documents(
     law: NcaLaw, seed: int, candidates: np.ndarray, repeats: np.ndarray, *, threads: int = 1, kernel: str = ""
 ) -> np.ndarray:

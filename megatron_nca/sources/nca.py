@@ -107,15 +107,13 @@ class NcaSource:
     def acceptance(self, first: int, count: int) -> np.ndarray:
         """Boolean (count,): which of the candidates first .. first + count - 1 lie in the band."""
         if self._bank is None:
-            ratios = simulate.score(self.law, self.seed, first, count, threads=self.threads)
-        else:
-            if self._extend_bank and first + count > self._bank_end:
-                size = self._bank.block_size
-                numbers = range(first // size, -(-(first + count) // size))
-                list(self._bank.fill(numbers, threads=self.threads, mend=False))
-                self._bank_end = self._bank.end
-            ratios = self._bank.ratios(first, count)
-        return complexity.in_band(ratios, self.band)
+            return simulate.accept(self.law, self.seed, first, count, band=self.band, threads=self.threads)
+        if self._extend_bank and first + count > self._bank_end:
+            size = self._bank.block_size
+            numbers = range(first // size, -(-(first + count) // size))
+            list(self._bank.fill(numbers, threads=self.threads, mend=False))
+            self._bank_end = self._bank.end
+        return complexity.in_band(self._bank.ratios(first, count), self.band)
 
     def _check_bank(self, bank: "Bank") -> None:
         """Raises DataError if too few of the candidates that `bank` has in order lie in the band."""

@@ -1,0 +1,68 @@
+// The size that gzip at level 9 (zlib 1.2.13, window 2^15, memory level 8) gives, found without making the output.
+//
+// Covered: buffers of 1 to 1,024 tokens below 2^16, each as four little-endian bytes (low, high, 0, 0). Up to 4,096
+// bytes zlib sees everything at once, in one block: no byte is further away than the window, a match of three bytes is
+// never "too far" (4,096), no hash chain has the 4,096 candidates at which a search gives up, and 16,383 symbols, where
+// a block ends, are out of reach. One limit can be met: a search after a match of 32 bytes or more gives up after 1,024
+// candidates. Where that would hide a match (in buffers of almost nothing but zeros) the functions say UNKNOWN.
+#pragma once
+
+#include <stdint.h>
+
+#include <memory>
+#include <vector>
+
+#include "deflate_block.h"
+
+namespace nca {
+
+struct Params;
+
+// One per thread.
+class DeflateFast {
+ public:
+  static constexpr int MAX_TOKENS = 1024;
+  static constexpr int UNKNOWN = -1;
+
+  DeflateFast();
+
+  // Whether all scored buffers of a law are covered.
+  static bool covers(const Params& params);
+
+  // Bytes of the gzip file of `count` tokens, or UNKNOWN.
+  int gzip_bytes(const uint16_t* tokens, int count);
+
+  // 1 where low < gzip_bytes < high, else 0, or UNKNOWN. Bounds decide where they can.
+  int accept(const uint16_t* tokens, int count, int64_t low, int64_t high);
+
+ private:
+  struct Match {
+    int length;
+    int distance;
+  };
+
+  bool parse(const uint16_t* tokens, int count);
+  void read(const uint16_t* tokens, int count);
+  void link_byte(int position);
+  Match longest(int position, int floor);
+  Match longest_words(const uint16_t* chain, int word, int enough) const;
+  Match shared_words(int word, int enough);
+  Match walk(int position, int floor) const;
+  bool gives_up(int position, int distance) const;
+  uint8_t low(int word) const { return packed_[2 * word]; }
+  uint8_t high(int word) const { return packed_[2 * word + 1]; }
+  bool has_zero(int word) const { return low(word) == 0 || high(word) == 0; }
+
+  int count_ = 0, bytes_ = 0;
+  std::vector<uint8_t> packed_;  // (low, high) of every token
+  std::vector<uint8_t> buffer_;  // (low, high, 0, 0)
+  // Nearest earlier place with the same start, 0 for none. Words: the same token. Quads, by the word that they end in:
+  // the same high byte before and low byte of the word. Bytes: the same three bytes, two of which are zero.
+  std::vector<uint16_t> same_word_, same_quad_, same_three_;
+  std::vector<uint16_t> last_word_, last_quad_, last_three_;
+  int shared_word_ = 0;
+  Match shared_ = {0, 0};
+  BlockCounts counts_;
+};
+
+}  // namespace nca
