@@ -97,7 +97,7 @@ class Code {
       put(last < 2 ? last + 1 : 0, 1);
       ++forced_;
     }
-    heap_[size_ + 1] = NOTHING;
+    for (int k = size_ + 1; k <= 2 * size_ + 1; ++k) heap_[k] = NOTHING;
   }
 
   void put(int symbol, uint32_t count) {
@@ -107,10 +107,9 @@ class Code {
 
   void sift_down(int k) {
     const uint32_t moved = heap_[k];
-    const uint32_t key = moved >> ID_BITS;
-    for (int child = 2 * k; child <= size_; child = 2 * k) {
-      child += heap_[child + 1] >> ID_BITS <= heap_[child] >> ID_BITS;
-      if (key <= heap_[child] >> ID_BITS) break;
+    for (int child = 2 * k;; child = 2 * k) {  // beyond the last there is NOTHING, which is never less
+      child += heap_[child + 1] <= (heap_[child] | ID_MASK);
+      if (moved <= (heap_[child] | ID_MASK)) break;
       heap_[k] = heap_[child];
       k = child;
     }

@@ -15,16 +15,22 @@ constexpr int GOOD_LENGTH = 32;          // after a match of this length a searc
 constexpr int GOOD_CANDIDATES = 1024;    // after so many candidates
 constexpr int HEADER_AND_TRAILER_BYTES = 10 + 8;
 constexpr int STORED_HEADER_BYTES = 1 + 4;
+constexpr int FRONT = 8;                 // bytes that may be read before the beginning, and
 constexpr int SLACK = MAX_MATCH + 8;     // bytes that may be read behind the end; they decide nothing
 
-// Families of three bytes with two zeros.
-constexpr int FIRST_SET = 0, LAST_SET = 256, MIDDLE_SET = 512, NUM_THREES = 768;
+// Families of three bytes with two zeros, each 256 wide; three zeros are number 0.
+constexpr uint32_t FIRST_SET = 0, LAST_SET = 256, MIDDLE_SET = 512, NUM_THREES = 768;
 
 template <class T>
 T load(const uint8_t* from) {
   T value;
   memcpy(&value, from, sizeof value);
   return value;
+}
+
+template <class T>
+void store(uint8_t* to, T value) {  // little-endian processors only, as for the datasets
+  memcpy(to, &value, sizeof value);
 }
 
 // Equal leading bytes of a and b, at most `most`; reads up to seven bytes further.
@@ -36,8 +42,25 @@ int equal_bytes(const uint8_t* a, const uint8_t* b, int most) {
   return most;
 }
 
+// Whether another place may agree with `here` in more than `length` bytes: it must in the last eight of those.
+struct LongerThan {
+  LongerThan(const uint8_t* here, int length)
+      : offset(length - 7), ignored(length < 7 ? 8 * (7 - length) : 0),
+        wanted(load<uint64_t>(here + offset) >> ignored) {}
+  bool possible(const uint8_t* there) const { return load<uint64_t>(there + offset) >> ignored == wanted; }
+
+  int offset, ignored;
+  uint64_t wanted;
+};
+
 // What equal leading bytes of two packed streams mean in bytes of tokens: (low, high) stands for (low, high, 0, 0).
 int unpacked(int equal) { return 4 * (equal / 2) + equal % 2; }
+
+// The least number of equal packed bytes that gives at least `length`.
+int packed(int length) {
+  if (length <= 0) return 0;
+  return 2 * (length / 4) + (length % 4 == 0 ? 0 : length % 4 == 1 ? 1 : 2);
+}
 
 int whole_bytes(int bits) { return (3 + bits + 7) / 8; }
 
@@ -48,8 +71,10 @@ int gzip_bytes_of(const BlockCounts& counts, int bytes) {
 
 }  // namespace
 
+inline uint8_t DeflateFast::byte(int position) const { return buffer_[static_cast<size_t>(FRONT + position)]; }
+
 DeflateFast::DeflateFast()
-    : packed_(2 * MAX_TOKENS + SLACK), buffer_(4 * MAX_TOKENS + SLACK), same_word_(MAX_TOKENS + 1),
+    : packed_(FRONT + 2 * MAX_TOKENS + SLACK), buffer_(FRONT + 4 * MAX_TOKENS + SLACK), same_word_(MAX_TOKENS + 1),
       same_quad_(MAX_TOKENS + 1), same_three_(4 * MAX_TOKENS), last_word_(1 << 16), last_quad_(1 << 16),
       last_three_(NUM_THREES) {}
 
@@ -80,31 +105,52 @@ int DeflateFast::accept(const uint16_t* tokens, int count, int64_t low, int64_t 
   return low < size && size < high;
 }
 
-// zlib's lazy choice: a match waits for the next byte's, and is taken unless that is longer.
+// One round goes through the four bytes of a token, from the one that the last match left next; each kind of byte has
+// its own code, for the sake of branch prediction.
 bool DeflateFast::parse(const uint16_t* tokens, int count) {
   read(tokens, count);
   counts_.clear();
-  Match before = {2, 0};
-  bool waiting = false;
-  for (int position = 0; position < bytes_;) {
-    Match here = {2, 0};
-    if (bytes_ - position >= SHORTEST_MATCH && before.length < MAX_MATCH) {
-      here = longest(position, before.length);
-      if (before.length >= GOOD_LENGTH && here.length > before.length && gives_up(position, here.distance)) return false;
-    }
-    if (before.length >= SHORTEST_MATCH && here.length <= before.length) {
-      counts_.add_match(before.length, before.distance);
-      position += before.length - 1;
-      waiting = false;
-      before = {2, 0};
-    } else {
-      if (waiting) counts_.add_literal(buffer_[static_cast<size_t>(position - 1)]);
-      waiting = true;
-      before = here;
-      ++position;
+  Cursor at = {0, {2, 0}, false, true};
+  while (at.position < bytes_ && at.known) {
+    switch (at.position & 3) {
+      case 0:
+        if (!advance<0>(at)) break;
+        [[fallthrough]];
+      case 1:
+        if (!advance<1>(at)) break;
+        [[fallthrough]];
+      case 2:
+        if (!advance<2>(at)) break;
+        [[fallthrough]];
+      default:
+        advance<3>(at);
     }
   }
-  if (waiting) counts_.add_literal(buffer_[static_cast<size_t>(bytes_ - 1)]);
+  if (at.waiting) counts_.add_literal(byte(bytes_ - 1));
+  return at.known;
+}
+
+// zlib's lazy choice: a match waits for the next byte's, and is taken unless that is longer. Returns whether the
+// cursor now stands at the next byte.
+template <int PART>
+inline __attribute__((always_inline)) bool DeflateFast::advance(Cursor& at) {
+  const bool room = PART < 2 || bytes_ - at.position >= SHORTEST_MATCH;
+  const Match here = room && at.before.length < MAX_MATCH ? longest<PART>(at.position, at.before.length) : Match{2, 0};
+  if (at.before.length >= SHORTEST_MATCH && here.length <= at.before.length) {
+    counts_.add_match(at.before.length, at.before.distance);
+    at.position += at.before.length - 1;
+    at.before = {2, 0};
+    at.waiting = false;
+    return false;
+  }
+  if (at.before.length >= GOOD_LENGTH && gives_up(at.position, here.distance)) {
+    at.known = false;
+    return false;
+  }
+  if (at.waiting) counts_.add_literal(byte(at.position - 1));
+  at.before = here;
+  at.waiting = true;
+  ++at.position;
   return true;
 }
 
@@ -113,39 +159,41 @@ void DeflateFast::read(const uint16_t* tokens, int count) {
   count_ = count;
   bytes_ = 4 * count;
   shared_word_ = 0;
+  uint8_t *packed = packed_.data() + FRONT, *buffer = buffer_.data() + FRONT;
   for (int w = 0; w < count; ++w) {
     const uint32_t token = tokens[w];
-    packed_[2 * w] = static_cast<uint8_t>(token);
-    packed_[2 * w + 1] = static_cast<uint8_t>(token >> 8);
-    memcpy(&buffer_[4 * w], &packed_[2 * w], 2);
-    memset(&buffer_[4 * w + 2], 0, 2);
+    store(packed + 2 * w, static_cast<uint16_t>(token));
+    store(buffer + 4 * w, token);
   }
-  const auto quad = [&](int w) { return high(w - 1) << 8 | low(w); };
+  uint16_t *last_word = last_word_.data(), *last_quad = last_quad_.data(), *last_three = last_three_.data();
+  uint16_t *same_word = same_word_.data(), *same_quad = same_quad_.data(), *same_three = same_three_.data();
+  const auto link = [&](int position, uint32_t three) {
+    same_three[position] = last_three[three];
+    last_three[three] = static_cast<uint16_t>(position);
+  };
+  uint32_t before = 0;  // the high byte of the word before
   for (int w = 0; w < count; ++w) {
-    const bool zero = has_zero(w);
+    const uint32_t token = tokens[w], low = token & 0xFF, high = token >> 8;
     if (w > 0) {
-      uint16_t& word = last_word_[tokens[w]];
-      same_word_[w] = word;
-      word = static_cast<uint16_t>(w);
-      uint16_t& four = last_quad_[quad(w)];
-      same_quad_[w] = four;
-      four = static_cast<uint16_t>(w);
-      link_byte(4 * w - 2);
-      if (zero) link_byte(4 * w - 1), link_byte(4 * w);
+      const uint32_t quad = before << 8 | low;
+      same_word[w] = last_word[token];
+      last_word[token] = static_cast<uint16_t>(w);
+      same_quad[w] = last_quad[quad];
+      last_quad[quad] = static_cast<uint16_t>(w);
+      link(4 * w - 2, low ? LAST_SET + low : 0);  // 0, 0, low
+      if (low == 0 || high == 0) {
+        link(4 * w - 1, low ? MIDDLE_SET + low : high ? LAST_SET + high : 0);  // 0, low, high
+        link(4 * w, high ? MIDDLE_SET + high : FIRST_SET + low);               // low, high, 0
+      }
     }
-    link_byte(4 * w + 1);
+    link(4 * w + 1, FIRST_SET + high);  // high, 0, 0
+    before = high;
   }
-  for (int w = 1; w < count; ++w) last_word_[tokens[w]] = last_quad_[quad(w)] = 0;
-  std::fill(last_three_.begin(), last_three_.end(), 0);
-}
-
-// Called in order of positions, for every position whose three bytes hold two zeros.
-void DeflateFast::link_byte(int position) {
-  const uint8_t *three = &buffer_[position];
-  const int family = three[0] ? FIRST_SET : three[1] ? MIDDLE_SET : three[2] ? LAST_SET : FIRST_SET;
-  uint16_t& last = last_three_[family + (three[0] | three[1] | three[2])];
-  same_three_[position] = last;
-  last = static_cast<uint16_t>(position);
+  for (int w = 1; w < count; ++w) {
+    last_word[tokens[w]] = 0;
+    last_quad[(tokens[w - 1] & 0xFF00) | (tokens[w] & 0xFF)] = 0;
+  }
+  memset(last_three, 0, NUM_THREES * sizeof *last_three);
 }
 
 // The longest match that starts at `position`, the nearest of several; one no longer than `floor` may be left out.
@@ -155,72 +203,81 @@ void DeflateFast::link_byte(int position) {
 // of a token, neither of them zero, and it matches at whole tokens only. Positions before and after a high byte are
 // always on the chain: where the bytes around are not zero, all longer matches are at whole tokens, and a match of
 // three is the chain's first.
-DeflateFast::Match DeflateFast::longest(int position, int floor) {
-  const int part = position & 3, word = (position + 3) >> 2;  // the token that begins here or next
-  const bool more = word < count_;
-  if (part == 1 ? high(word - 1) == 0 || (more && low(word) == 0) : has_zero(word)) return walk(position, floor);
-  Match match = {0, 0};
-  if (part == 1) {
-    if (more && same_quad_[word]) match = longest_words(same_quad_.data(), word, 128);
+template <int PART>
+inline __attribute__((always_inline)) DeflateFast::Match DeflateFast::longest(int position, int floor) {
+  constexpr int LEAD = (4 - PART) % 4;  // bytes before `word`, the token that begins here or next
+  const int word = (position + LEAD) >> 2;
+  const bool more = PART != 1 || word < count_;
+  const bool zero = PART == 1 ? byte(position) == 0 || (more && byte(position + 3) == 0)
+                              : byte(position + LEAD) == 0 || byte(position + LEAD + 1) == 0;
+  if (zero) return same_three_[position] ? walk(position, floor) : Match{2, 0};
+  if (PART == 1) {
+    if (more && same_quad_[word]) return longest_words(same_quad_.data(), word, LEAD, floor);
   } else if (same_word_[word]) {
-    match = shared_words(word, part == 2 ? 128 : part == 3 ? 129 : 130);
+    if (shared_word_ == word) return {shared_.length + LEAD, shared_.distance};
+    const Match match = longest_words(same_word_.data(), word, LEAD, floor);
+    if (match.distance && match.length < MAX_MATCH - 3) {
+      shared_word_ = word;
+      shared_ = {match.length - LEAD, match.distance};
+    }
+    return match;
   }
-  if (match.length > 0) return {std::min(match.length + (4 - part) % 4, MAX_MATCH), match.distance};
-  if (part == 0 || part == 3 || same_three_[position] == 0) return {2, 0};
+  if (PART == 0 || PART == 3 || same_three_[position] == 0) return {2, 0};
   return {SHORTEST_MATCH, position - same_three_[position]};
 }
 
-// Of the chain's candidates the nearest of those that agree longest from `word` on, or the first that agrees in
-// `enough` packed bytes or to the end.
-DeflateFast::Match DeflateFast::longest_words(const uint16_t* chain, int word, int enough) const {
-  const uint8_t* here = &packed_[2 * word];
-  enough = std::min(enough, 2 * (count_ - word));
-  int best = 0, source = 0;
+// The longest match that begins `lead` bytes before `word`: of the chain's candidates the nearest of those that agree
+// longest from there on, or the first that makes the longest match there can be.
+DeflateFast::Match DeflateFast::longest_words(const uint16_t* chain, int word, int lead, int floor) const {
+  const uint8_t* words = packed_.data() + FRONT;
+  const uint8_t* here = words + 2 * word;
+  const int enough = std::min(packed(MAX_MATCH - lead), 2 * (count_ - word));
+  int best = std::max(packed(floor + 1 - lead) - 1, 0), source = 0;
+  if (best >= enough) return {2, 0};
+  LongerThan longer(here, best);
   for (int candidate = chain[word]; candidate; candidate = chain[candidate]) {
-    const uint8_t* there = &packed_[2 * candidate];
-    if (there[best] != here[best]) continue;
+    const uint8_t* there = words + 2 * candidate;
+    if (!longer.possible(there)) continue;
     const int equal = equal_bytes(here, there, enough);
     if (equal <= best) continue;
     best = equal;
     source = candidate;
     if (best >= enough) break;
+    longer = LongerThan(here, best);
   }
-  return {unpacked(best), 4 * (word - source)};
+  if (source == 0) return {2, 0};
+  return {std::min(unpacked(best) + lead, MAX_MATCH), 4 * (word - source)};
 }
 
-// Three positions ask for the matches of one word; what they call enough differs.
-DeflateFast::Match DeflateFast::shared_words(int word, int enough) {
-  if (shared_word_ != word || shared_.length >= unpacked(128)) {
-    shared_ = longest_words(same_word_.data(), word, enough);
-    shared_word_ = word;
-  }
-  return shared_;
-}
-
+// At the bytes of a chain, whose candidates all agree in three.
 DeflateFast::Match DeflateFast::walk(int position, int floor) const {
-  const uint8_t* here = &buffer_[position];
+  const uint8_t* bytes = buffer_.data() + FRONT;
+  const uint8_t* here = bytes + position;
   const int enough = std::min(MAX_MATCH, bytes_ - position);
+  if (floor >= enough) return {2, 0};
   Match match = {floor, 0};
-  if (floor >= enough) return match;
+  LongerThan longer(here, floor);
   for (int candidate = same_three_[position]; candidate; candidate = same_three_[candidate]) {
-    const uint8_t* there = &buffer_[candidate];
-    if (there[match.length] != here[match.length]) continue;
+    const uint8_t* there = bytes + candidate;
+    if (!longer.possible(there)) continue;
     const int equal = equal_bytes(here, there, enough);
     if (equal <= match.length) continue;
     match = {equal, position - candidate};
     if (equal >= enough) break;
+    longer = LongerThan(here, equal);
   }
-  return match;
+  return match.distance ? match : Match{2, 0};
 }
 
-// Whether zlib's search at `position`, after a long match, ends before it comes to the match found here. Its chains join
-// all positions with one hash of three bytes, so no nearer match is ever out of its reach.
+// Whether zlib's search at `position`, after a long match, ends before it comes to the match found here. Its chains
+// join all positions with one hash of three bytes. What it sees before it gives up holds no better match, and where
+// nothing is found here, nothing is there.
 bool DeflateFast::gives_up(int position, int distance) const {
   if (distance <= GOOD_CANDIDATES) return false;
   const auto hash = [](const uint8_t* three) { return (three[0] << 10 ^ three[1] << 5 ^ three[2]) & 0x7FFF; };
-  const int wanted = hash(&buffer_[position]);
+  const int wanted = hash(buffer_.data() + FRONT + position);
   int candidates = 0;
-  for (int i = position - distance; i < position; ++i) candidates += hash(&buffer_[i]) == wanted;
+  for (int i = position - distance; i < position; ++i) candidates += hash(buffer_.data() + FRONT + i) == wanted;
   return candidates > GOOD_CANDIDATES;
 }
 

@@ -41,17 +41,23 @@ class DeflateFast {
     int distance;
   };
 
+  struct Cursor {
+    int position;
+    Match before;  // of the byte before, if it waits; length 2 for none
+    bool waiting;
+    bool known;    // false where zlib would give up a search
+  };
+
   bool parse(const uint16_t* tokens, int count);
   void read(const uint16_t* tokens, int count);
-  void link_byte(int position);
+  template <int PART>
+  bool advance(Cursor& at);
+  template <int PART>
   Match longest(int position, int floor);
-  Match longest_words(const uint16_t* chain, int word, int enough) const;
-  Match shared_words(int word, int enough);
+  Match longest_words(const uint16_t* chain, int word, int lead, int floor) const;
   Match walk(int position, int floor) const;
   bool gives_up(int position, int distance) const;
-  uint8_t low(int word) const { return packed_[2 * word]; }
-  uint8_t high(int word) const { return packed_[2 * word + 1]; }
-  bool has_zero(int word) const { return low(word) == 0 || high(word) == 0; }
+  uint8_t byte(int position) const;
 
   int count_ = 0, bytes_ = 0;
   std::vector<uint8_t> packed_;  // (low, high) of every token
@@ -60,7 +66,7 @@ class DeflateFast {
   // the same high byte before and low byte of the word. Bytes: the same three bytes, two of which are zero.
   std::vector<uint16_t> same_word_, same_quad_, same_three_;
   std::vector<uint16_t> last_word_, last_quad_, last_three_;
-  int shared_word_ = 0;
+  int shared_word_ = 0;      // whose best match, from its first byte on, is known and short of the longest possible
   Match shared_ = {0, 0};
   BlockCounts counts_;
 };

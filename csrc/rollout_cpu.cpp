@@ -278,7 +278,7 @@ void write_documents(const Params& params, uint64_t seed, const uint32_t* candid
   });
 }
 
-// Rolls candidates out and weighs their scored frames; plain zlib where DeflateFast does not cover the law or the stream.
+// Rolls candidates out and weighs their frames; plain zlib where DeflateFast does not cover the law or the stream.
 class Scorer {
  public:
   Scorer(const Params& params, const Kernel& kernel)

@@ -84,13 +84,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"made again: {torn}", file=sys.stderr)
     bank = _open_bank(arguments)
     if arguments.dry_run:
-        return _dry_run(request.open(threads=arguments.threads), prefix, bank)
+        source = request.open(threads=arguments.threads)
+        _say_plain_zlib(source, bank)
+        return _dry_run(source, prefix, bank)
     source = request.open(threads=arguments.threads, bank=bank, extend_bank=arguments.extend_bank)
     there = None if torn else writing.existing(prefix, source.identity())
     if there is not None:
         print(f"{prefix}: is there already, made with these settings ({there.documents:,} sequences)")
         return 0
     searches = source.kind == "nca"
+    _say_plain_zlib(source, bank)
     note = (lambda: f"{source.examined:,} candidates") if searches else (lambda: source.kind)
     with Progress(source.num_sequences, "sequences", note) as progress:
         manifest = writing.generate(source, prefix, progress.add)
@@ -102,6 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(made if searches else f"{made}, {source.kind}; unigram entropy {manifest.unigram_entropy_nats:.3f} nats")
     return 0
+
+
+def _say_plain_zlib(source: typing.Any, bank: "Bank | None") -> None:
+    """Said once where candidates are scored outside what the fast filter is proven for."""
+    if source.kind == "nca" and bank is None and not source.fast_filter:
+        from megatron_nca.sources.nca import PLAIN_ZLIB
+
+        print(PLAIN_ZLIB, file=sys.stderr)
 
 
 def _open_bank(arguments: argparse.Namespace) -> "Bank | None":

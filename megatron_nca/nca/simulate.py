@@ -97,9 +97,12 @@ def accept(
     params = rule.params_of(law)
     low, high = band or law.band
     at_most, at_least = bytes_at_most(low, params.score_bytes), bytes_at_least(high, params.score_bytes)
-    return ops.accept(
-        params, rule.check_seed(seed), first, count, at_most, at_least, threads=threads, kernel=kernel
-    )
+    return ops.accept(params, rule.check_seed(seed), first, count, at_most, at_least, threads=threads, kernel=kernel)
+
+
+def covers(law: NcaLaw) -> bool:
+    """Whether `score` and `accept` do without zlib: `ops.covers`."""
+    return ops.covers(rule.params_of(law))
 
 
 def bytes_at_most(ratio: float, total: int) -> int:

@@ -28,6 +28,10 @@ MOST_CANDIDATES = 10**8
 """Where acceptance is rare (below 1e-3), a search expected to be longer than this is refused."""
 BLOCK_CELL_UPDATES = 2**24
 BLOCK_TOKENS = 2**22
+PLAIN_ZLIB = (
+    "law: outside the fast filter (score_dtype int32, tokens that are compressed below 65,536, at most 4,096 bytes of "
+    "them), so zlib compresses every candidate; which rules pass is the same"
+)
 
 
 class NcaSource:
@@ -54,6 +58,8 @@ class NcaSource:
                 raise ConfigError(explain(name, value, "must be at least 1.", "give a positive number."))
         rule.check_seed(seed)
         rule.params_of(law)
+        self.fast_filter = simulate.covers(law)
+        """Whether candidates are judged without running zlib on each."""
         complexity.check_zlib()
         complexity.check_band(law)
         self.law = law

@@ -127,6 +127,13 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_law_that_only_zlib_can_score_is_said(tmp_path, capsys):
+    assert run(*SMALL, "--sequences", 10, "--output", tmp_path / "fast") == 0
+    assert "zlib" not in capsys.readouterr().err
+    assert run(*SMALL, "--score-dtype", "uint16", "--sequences", 10, "--output", tmp_path / "plain") == 0
+    assert capsys.readouterr().err.count("outside the fast filter") == 1
+
+
 def test_recipe_gives_both_parts(tmp_path, recipe_values):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(recipe_values))
