@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,9 @@ with verb.locked(RunFolder(folder)) as lock:
 
 def begin(folder: Path, script: str) -> subprocess.Popen:
     command = [sys.executable, "-c", WALKER, str(folder), script]
-    walker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # A shell that runs the tests in its background has them ignore SIGINT, and children would inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    walker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
     wait_for(folder / "started")
     return walker
 
