@@ -113,7 +113,7 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def layer_specification() -> TransformerBlockSubmodules:
+def layer_specification() -> ModuleSpec:
     """Megatron's local layer with our norm and core attention in place of its own."""
     layer: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
