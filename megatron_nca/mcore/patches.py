@@ -1,9 +1,11 @@
-"""What Megatron-Core needs on any device, each with its reason. There is no other monkeypatch but `cpu.py`."""
+"""What Megatron-Core needs on any device, each with its reason. Other monkeypatches: only `cpu.py`, `rotary.py`."""
 
 import queue
 import warnings
 
 import torch
+
+from megatron_nca.mcore import rotary
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -84,6 +86,7 @@ def install() -> str:
     from megatron.core import optimizer
     from megatron.core.optimizer import distrib_optimizer
 
+    rotary.install()
     if not optimizer.USING_PYTORCH_OPTIMIZER and optimizer.Adam is not FusedAdam:
         return f"{optimizer.Adam.__module__}.{optimizer.Adam.__qualname__}"
     optimizer.Adam = distrib_optimizer.Adam = FusedAdam

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from megatron_nca.mcore import rotary
 from megatron_nca.mcore.patches import FusedAdam
 
 
@@ -71,3 +72,38 @@ print('fine')
         pytest.skip("the facade is for machines without CUDA")
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and "fine" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+)
+def test_our_rotation_is_megatrons(dtype: torch.dtype, tolerance: float) -> None:
+    from megatron.core.models.common.embeddings import rope_utils
+
+    rotary.install()
+    ours, megatrons = rope_utils._apply_rotary_pos_emb_bshd, rope_utils._apply_rotary_pos_emb_bshd.replaced
+    generator = torch.Generator().manual_seed(0)
+    angles = 10 * torch.randn(6, 1, 1, 4, generator=generator, dtype=torch.float64)
+    angles = torch.cat((angles, angles), dim=-1).to(torch.promote_types(dtype, torch.float32))
+    heads = torch.randn(6, 2, 3, 24, generator=generator).to(dtype)[..., 8:16]  # a view, as in use
+    gradient = torch.randn(6, 2, 3, 8, generator=generator, dtype=torch.float64).to(dtype)
+    results = []
+    for rotate in (ours, megatrons):
+        leaf = heads.detach().requires_grad_()
+        out = rotate(leaf, angles, mscale=1.5)
+        out.backward(gradient)
+        results.append((out.detach(), leaf.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_rotations_that_ours_does_not_know_stay_megatrons() -> None:
+    from megatron.core.models.common.embeddings import rope_utils
+
+    rotary.install()
+    ours, megatrons = rope_utils._apply_rotary_pos_emb_bshd, rope_utils._apply_rotary_pos_emb_bshd.replaced
+    generator = torch.Generator().manual_seed(0)
+    heads, angles = torch.randn(6, 2, 3, 8, generator=generator), torch.randn(6, 1, 1, 8, generator=generator)
+    torch.testing.assert_close(ours(heads, angles, True), megatrons(heads, angles, True), rtol=0, atol=0)
+    partial = angles[..., :4]
+    torch.testing.assert_close(ours(heads, partial), megatrons(heads, partial), rtol=0, atol=0)
