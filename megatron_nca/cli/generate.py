@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_nca.cli.arguments import add_law_options, option
 from megatron_nca.cli.progress import Progress
 from megatron_nca.cli.requests import request_of
+from megatron_nca.config.automata import CLASSIC
 from megatron_nca.config.controls import CONTROLS, Distribution, DyckLaw, Permute
 from megatron_nca.config.law import DOMAINS, NcaLaw
 from megatron_nca.config.schema import to_yaml
@@ -31,6 +32,9 @@ EXAMPLES = """examples:
     megatron-nca generate --source iid --base DIR/nca --output DIR/iid
     megatron-nca generate --source k_shuffle_dyck --sequences 2000 --output DIR/dyck
     megatron-nca generate --source corpus_copy --base DIR/text_document --tokens 2000000 --output DIR/copy
+  classic automata: of all elementary rules, and the Game of Life
+    megatron-nca generate --source elementary --sequences 2000 --output DIR/elementary
+    megatron-nca generate --source life_like --rules B3/S23 --sequences 2000 --output DIR/life
   a dataset of a recipe
     megatron-nca generate --recipe launch/recipes/demo.yaml --dataset nca --part train --run-dir runs/demo
 The same settings and seed give the same bytes, whatever the number of threads."""
@@ -39,7 +43,9 @@ DRY_RUN_CANDIDATES = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", choices=["nca", *CONTROLS], help="what is made (default nca: automata)")
+    parser.add_argument(
+        "--source", choices=["nca", *CLASSIC, *CONTROLS], help="what is made (default nca: neural automata)"
+    )
     parser.add_argument("--output", type=Path, metavar="PREFIX", help="path of the dataset without an ending")
     parser.add_argument("--sequences", type=int, metavar="N", help="number of sequences (documents)")
     parser.add_argument("--seed", type=int, help="seed of all that is random (default 0)")
@@ -61,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_controls(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--rules", nargs="+", metavar="RULE", help="elementary: of 0..255; life_like: B3/S23 (default all)"
+    )
     group.add_argument("--base", type=Path, metavar="PREFIX", help="shuffled, iid, corpus_copy: a dataset")
     group.add_argument("--permute", choices=typing.get_args(Permute), help="shuffled: what moves (default tokens)")
     group.add_argument("--distribution", choices=typing.get_args(Distribution), help="iid (default unigram)")
@@ -135,8 +144,10 @@ def _dry_run(source: typing.Any, prefix: Path, bank: "Bank | None") -> int:
         print(f"{source.kind}:")
         print("".join(f"  {line}\n" for line in to_yaml(source.identity()).splitlines()), end="")
         layout = source.trajectory
-        print(f"a document has {layout.document_tokens:,} tokens, {layout.num_scored:,} of them scored; ids below "
-              f"{source.num_tokens:,}, {source.vocab_size:,} vocabulary rows")
+        print(
+            f"a document has {layout.document_tokens:,} tokens, {layout.num_scored:,} of them scored; ids below "
+            f"{source.num_tokens:,}, {source.vocab_size:,} vocabulary rows"
+        )
         what = f"{source.num_sequences:,} sequences"
     print(f"{what}: {size_bytes(source) / 1e6:,.1f} MB at {prefix}")
     if source.kind == "nca":

@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 
 from megatron_nca.cli.arguments import law_changes
+from megatron_nca.config.automata import CLASSIC, ClassicLaw
 from megatron_nca.config.controls import BASES, CONTROLS, DyckLaw
 from megatron_nca.config.law import NcaLaw, domain_band, preset, replace
 from megatron_nca.config.schema import suggest
@@ -20,6 +21,8 @@ OPTIONS = {
     "iid": ("base", "distribution"),
     "dyck": ("sequence_length", "symbols", "max_depth", "p_open", "end"),
     "k_shuffle_dyck": ("sequence_length", "symbols", "max_depth", "p_open", "end"),
+    "elementary": ("sequence_length", "grid", "patch", "burn_in_steps", "steps_per_frame", "rules"),
+    "life_like": ("sequence_length", "grid", "patch", "burn_in_steps", "steps_per_frame", "rules"),
     "corpus_copy": ("base", "sequence_length", "tokens"),
 }
 """Which options belong to which source, beside --sequences, --seed and --output."""
@@ -74,8 +77,19 @@ def _request(arguments: argparse.Namespace, source: str) -> "Request":
         seed=arguments.seed or 0,
         law=law,
         dyck=DyckLaw(**{name: value for name, value in dyck.items() if value is not None}),
+        automaton=_classic_law(arguments, source) if source in CLASSIC else ClassicLaw(),
         **{name: value for name, value in values.items() if value is not None},
     )
+
+
+def _classic_law(arguments: argparse.Namespace, source: str) -> ClassicLaw:
+    height, width = arguments.grid or (None, None)
+    if source == "elementary" and height == 1:
+        height = None
+    values = {name: getattr(arguments, name) for name in ("patch", "burn_in_steps", "steps_per_frame")}
+    rules = None if arguments.rules is None else tuple(arguments.rules)
+    given = {name: value for name, value in values.items() if value is not None}
+    return ClassicLaw(height=height, width=width, rules=rules, **given)
 
 
 def _sequences(arguments: argparse.Namespace) -> int | None:
@@ -117,7 +131,7 @@ def _of_recipe(arguments: argparse.Namespace) -> "tuple[Request, Path, bool]":
         )
     dataset = recipe.datasets[name]
     if not dataset.is_generated:
-        reason = f"its source is {dataset.source}, not nca or one of {', '.join(CONTROLS)}."
+        reason = f"its source is {dataset.source}, not nca or one of {', '.join((*CLASSIC, *CONTROLS))}."
         raise ConfigError(explain("--dataset", name, reason, "`megatron-nca run` makes datasets of every source."))
     run_folder = RunFolder(arguments.run_dir)
     base = None
@@ -135,5 +149,6 @@ def _of_recipe(arguments: argparse.Namespace) -> "tuple[Request, Path, bool]":
         permute=dataset.permute,
         distribution=dataset.distribution,
         dyck=dataset.dyck or DyckLaw(),
+        automaton=dataset.automaton or ClassicLaw(),
     )
     return request, run_folder.dataset(name).prefix(part, dataset), True

@@ -8,8 +8,8 @@ from megatron_nca.errors import ConfigError, explain
 CONTROLS = ("shuffled", "iid", "dyck", "k_shuffle_dyck", "corpus_copy")
 """Sources that `generate` makes in place of automata."""
 BASES = {
-    "shuffled": ("nca", "dyck", "k_shuffle_dyck", "corpus_copy"),
-    "iid": ("nca", "dyck", "k_shuffle_dyck", "corpus_copy"),
+    "shuffled": ("nca", "dyck", "k_shuffle_dyck", "elementary", "life_like", "corpus_copy"),
+    "iid": ("nca", "dyck", "k_shuffle_dyck", "elementary", "life_like", "corpus_copy"),
     "corpus_copy": ("corpus", "indexed"),
 }
 """Of which sources a control's base may be; the others need none."""

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_nca.config.automata import ClassicLaw
 from megatron_nca.config.controls import Distribution, DyckLaw, Permute
 from megatron_nca.config.law import NcaLaw
 from megatron_nca.errors import ConfigError, explain
@@ -14,6 +15,8 @@ REQUIRED = {
     "iid": ("base",),
     "dyck": ("sequences", "validation_sequences"),
     "k_shuffle_dyck": ("sequences", "validation_sequences"),
+    "elementary": ("sequences", "validation_sequences"),
+    "life_like": ("sequences", "validation_sequences"),
     "corpus_copy": ("base", "validation_sequences"),
     "corpus": ("input", "vocab_size"),
     "indexed": ("vocab_size", "train_prefix", "validation_prefix"),
@@ -24,6 +27,8 @@ OPTIONAL = {
     "iid": ("distribution", "sequences", "validation_sequences", "seed", "validation_seed"),
     "dyck": ("dyck", "seed", "validation_seed"),
     "k_shuffle_dyck": ("dyck", "seed", "validation_seed"),
+    "elementary": ("automaton", "seed", "validation_seed"),
+    "life_like": ("automaton", "seed", "validation_seed"),
     "corpus_copy": ("tokens", "sequences", "seed", "validation_seed"),
     "corpus": ("held_out_share",),
     "indexed": (),
@@ -34,7 +39,18 @@ OPTIONAL = {
 class Dataset:
     """What a phase trains on. Which settings belong to which source: REQUIRED and OPTIONAL above."""
 
-    source: Literal["nca", "corpus", "indexed", "shuffled", "iid", "dyck", "k_shuffle_dyck", "corpus_copy"]
+    source: Literal[
+        "nca",
+        "corpus",
+        "indexed",
+        "shuffled",
+        "iid",
+        "dyck",
+        "k_shuffle_dyck",
+        "elementary",
+        "life_like",
+        "corpus_copy",
+    ]
     law: NcaLaw | None = None
     """nca: the automata. In YAML a mapping, optionally with `preset: released|paper` to start from and
     `domain: web|math|code` for the band."""
@@ -53,6 +69,8 @@ class Dataset:
     """iid: what tokens are drawn from."""
     dyck: DyckLaw | None = None
     """dyck, k_shuffle_dyck: the law of the brackets; None: the paper's."""
+    automaton: ClassicLaw | None = None
+    """elementary, life_like: grid, patch and rules; None: its defaults."""
     tokens: int | None = None
     """corpus_copy: training tokens in place of sequences, rounded up to whole sequences."""
     input: str | None = None

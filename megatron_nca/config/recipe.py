@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_nca.config.automata import CLASSIC, ClassicGrid, ClassicLaw
 from megatron_nca.config.controls import BASES, DyckLaw
 from megatron_nca.config.dataset import Dataset
 from megatron_nca.config.law import NcaLaw, domain_band, preset
@@ -217,6 +218,9 @@ class Recipe:
             return self.vocab_size(values.base)
         if values.law is not None:
             return values.law.vocab_size
+        if values.source in CLASSIC:
+            law = values.automaton or ClassicLaw()
+            return ClassicGrid.of(values.source, law, self.model.sequence_length).num_tokens
         return values.vocab_size or (values.dyck or DyckLaw()).num_tokens
 
     def law_of(self, dataset: str) -> NcaLaw | None:

@@ -47,7 +47,9 @@ class Manifest:
 
     format: Literal["megatron_nca dataset"] = FORMAT
     version: Literal[1] = VERSION
-    kind: Literal["nca", "corpus", "shuffled", "iid", "dyck", "k_shuffle_dyck", "corpus_copy"]
+    kind: Literal[
+        "nca", "corpus", "shuffled", "iid", "dyck", "k_shuffle_dyck", "elementary", "life_like", "corpus_copy"
+    ]
     documents: int
     tokens: int
     dtype: str

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_nca import files
+from megatron_nca.config.automata import CLASSIC, ClassicGrid, ClassicLaw
+from megatron_nca.config.schema import build
 from megatron_nca.data import tokenizer
 from megatron_nca.errors import DataError, explain
 from megatron_nca.look.opened import DELIMITER, Opened
@@ -17,7 +19,7 @@ def decode(dataset: Opened, index: int, model: Path | None = None) -> str:
     """Sequence `index` for a reader; `model` is the sentencepiece model of a text.
 
     Automata: each whole frame as H lines of hexadecimal states, `.` for a delimiter among the patches.
-    Brackets: (s opens kind s, s) closes it. Else ids. Raises DataError.
+    Classic automata: the same, of cells 0 and 1. Brackets: (s opens kind s, s) closes it. Else ids. Raises DataError.
     """
     if model is not None:
         return _text(dataset, index, model)
@@ -25,10 +27,26 @@ def decode(dataset: Opened, index: int, model: Path | None = None) -> str:
         grids = dataset.grids(index)
         return "\n\n".join(f"frame {number}\n{_grid(grid)}" for number, grid in enumerate(grids)) + "\n"
     tokens = dataset.sequence(index)
+    if dataset.manifest.kind in CLASSIC:
+        return _classic(dataset, tokens)
     if dataset.manifest.kind in ("dyck", "k_shuffle_dyck"):
         symbols = dataset.manifest.num_tokens // 2
         return _wrapped(f"({token}" if token < symbols else f"{token - symbols})" for token in tokens.tolist())
     return _wrapped(map(str, tokens.tolist()))
+
+
+def _classic(dataset: Opened, tokens: np.ndarray) -> str:
+    """Whole frames of an elementary or life-like automaton, a line of cells for each row."""
+    law = build(ClassicLaw, dataset.manifest.origin["automaton"], f"{dataset.prefix}.json: origin.automaton")
+    grid = ClassicGrid.of(dataset.manifest.kind, law, dataset.trajectory.sequence_length)
+    patches = tokens[: len(tokens) // grid.frame_tokens * grid.frame_tokens].reshape(-1, grid.frame_tokens)[:, 1:-1]
+    tall = grid.height // grid.rows
+    cells = patches[..., None].astype(np.int64) >> np.arange(grid.patch * tall) & 1
+    frames = cells.reshape(-1, grid.rows, grid.width // grid.patch, tall, grid.patch).swapaxes(2, 3)
+    frames = frames.reshape(-1, grid.height, grid.width)
+    if grid.height == 1:  # time runs downwards
+        return _grid(frames[:, 0]) + "\n"
+    return "\n\n".join(f"frame {number}\n{_grid(frame)}" for number, frame in enumerate(frames)) + "\n"
 
 
 def _grid(cells: np.ndarray) -> str:

@@ -15,7 +15,9 @@ from megatron_nca.data.manifest import Manifest
 from megatron_nca.data.trajectories import Trajectory
 from megatron_nca.errors import ConfigError, DataError, explain
 
-SHUFFLED, IID, DYCK, K_SHUFFLE_DYCK, CORPUS_COPY = (0x636F6E74726F6C00 + number for number in range(1, 6))
+SHUFFLED, IID, DYCK, K_SHUFFLE_DYCK, CORPUS_COPY, ELEMENTARY, LIFE_LIKE = (
+    0x636F6E74726F6C00 + number for number in range(1, 8)
+)
 """Purposes never share bits."""
 BLOCK_TOKENS = 2**22
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_nca.config.automata import CLASSIC, ClassicLaw
 from megatron_nca.config.controls import Distribution, DyckLaw, Permute
 from megatron_nca.config.law import NcaLaw
 from megatron_nca.errors import ConfigError
 from megatron_nca.nca import rule
 from megatron_nca.sources import Source
+from megatron_nca.sources.classic import ClassicSource
 from megatron_nca.sources.corpus_copy import CorpusCopySource
 from megatron_nca.sources.counter import check_count
 from megatron_nca.sources.dyck import DyckSource
@@ -32,10 +34,11 @@ class Request:
     base: Path | None = None
     """Prefix of the dataset that a control is made of."""
     sequence_length: int = 1024
-    """dyck, k_shuffle_dyck, corpus_copy: input tokens of a sequence."""
+    """dyck, k_shuffle_dyck, elementary, life_like, corpus_copy: input tokens of a sequence."""
     permute: Permute = "tokens"
     distribution: Distribution = "unigram"
     dyck: DyckLaw = field(default_factory=DyckLaw)
+    automaton: ClassicLaw = field(default_factory=ClassicLaw)
 
     def open(self, *, threads: int = 1, bank: "Bank | None" = None, extend_bank: bool = False) -> Source:
         """The source, its settings checked. `bank` and `extend_bank`: of automata only (see NcaSource).
@@ -52,6 +55,8 @@ class Request:
         if self.source in ("dyck", "k_shuffle_dyck"):
             shuffle = self.source == "k_shuffle_dyck"
             return DyckSource(self.dyck, self.sequences, self.seed, self.sequence_length, shuffle=shuffle)
+        if self.source in CLASSIC:
+            return ClassicSource(self.source, self.automaton, self.sequences, self.seed, self.sequence_length)
         if self.base is None:
             raise ConfigError(f"--base: is required for the source {self.source}. Cure: give the prefix of a dataset.")
         if self.source == "shuffled":
