@@ -9,6 +9,7 @@ from megatron_nca.errors import MegatronNcaError
 
 VERBS = {
     "generate": "make a dataset of automata, or a control of one",
+    "stage": "make a recipe's on-node dataset on this node",
     "bank": "score candidate rules once, for any band and any number of datasets",
     "run": "walk a recipe: data, phases, transfers, report",
     "train": "train one phase of a recipe",

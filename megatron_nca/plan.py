@@ -21,6 +21,8 @@ from megatron_nca.run_dir import RunFolder
 
 PARTS = ("train", "validation")
 PYTHON_STDLIB = "python-stdlib"
+BACKGROUND_NICE = 10
+"""By how much a generator in the background stands back behind the training."""
 DATA_TOOLS = Path(megatron_nca.__file__).resolve().parent.parent / "data_tools"
 
 
@@ -104,7 +106,7 @@ def _dataset_steps(recipe: Recipe, run_folder: RunFolder, name: str) -> list[Ste
     dataset = recipe.datasets[name]
     if dataset.source == "corpus":
         return _corpus_steps(dataset, run_folder, name)
-    if dataset.source == "indexed":
+    if dataset.source == "indexed" or dataset.on_node is not None:
         return []
     folder = run_folder.dataset(name)
     result = []
@@ -176,6 +178,13 @@ def _train(phase: Phase, step: ArmStep, run_folder: RunFolder, arm: str, seed: i
         return command, 1
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size))
     return (sys.executable, *torchrun, *command[1:]), world_size
+
+
+def stage_command(recipe: Path, overrides: list[str], name: str, dataset: Dataset, seed: int) -> tuple[str, ...]:
+    """What a training starts on each of its nodes for a dataset with `on_node`; it adds what it has consumed."""
+    nice = 0 if dataset.on_node.when == "start" else BACKGROUND_NICE
+    words = ["stage", recipe, *overrides, "--dataset", name, "--seed", seed, "--nice", nice, "--for-training"]
+    return _verb(*words)
 
 
 def link_shared_phases(recipe: Recipe, run_folder: RunFolder) -> None:
@@ -276,19 +285,22 @@ def phase_tokens(recipe: Recipe, name: str) -> int:
     return phase.iterations * phase.global_batch_size * recipe.model.sequence_length
 
 
+def dataset_bytes(recipe: Recipe, name: str) -> int:
+    """About how many bytes the parts of a generated dataset take."""
+    law = recipe.law_of(name)
+    width = 2 if (recipe.vocab_size(name) if law is None else law.num_tokens) < 65_500 else 4
+    length = recipe.model.sequence_length + 1 if law is None else law.document_tokens
+    return sum(recipe.part_sequences(name, part) for part in PARTS) * length * width
+
+
 def estimate_bytes(recipe: Recipe) -> tuple[int, int]:
     """About how many bytes a run folder takes: generated datasets, and checkpoints at their most.
 
     A training checkpoint holds fp32 weights and two fp32 moments, and under bf16 and fp16 the rounded weights too;
     one more than is kept exists while it is written. The initial checkpoint holds fp32 weights.
     """
-    data = checkpoints = 0
-    for name, dataset in recipe.datasets.items():
-        if dataset.is_generated:
-            law = recipe.law_of(name)
-            width = 2 if (recipe.vocab_size(name) if law is None else law.num_tokens) < 65_500 else 4
-            length = recipe.model.sequence_length + 1 if law is None else law.document_tokens
-            data += sum(recipe.part_sequences(name, part) for part in PARTS) * length * width
+    beforehand = [name for name, data in recipe.datasets.items() if data.is_generated and data.on_node is None]
+    data, checkpoints = sum(dataset_bytes(recipe, name) for name in beforehand), 0
     for arm, chain in recipe.arms.items():
         for position, step in enumerate(chain.steps):
             if recipe.home_arm(arm, position) != arm:

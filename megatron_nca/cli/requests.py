@@ -133,6 +133,9 @@ def _of_recipe(arguments: argparse.Namespace) -> "tuple[Request, Path, bool]":
     if not dataset.is_generated:
         reason = f"its source is {dataset.source}, not nca or one of {', '.join((*CLASSIC, *CONTROLS))}."
         raise ConfigError(explain("--dataset", name, reason, "`megatron-nca run` makes datasets of every source."))
+    if dataset.on_node is not None:
+        cure = f"`megatron-nca stage {arguments.recipe} --dataset {name}` on the node, or leave out on_node."
+        raise ConfigError(explain("--dataset", name, "is made on the nodes of its training (on_node).", cure))
     run_folder = RunFolder(arguments.run_dir)
     base = None
     if dataset.base is not None:

@@ -75,6 +75,10 @@ def totals(recipe: Recipe) -> list[str]:
     data, checkpoints = plan.estimate_bytes(recipe)
     disk = f"about {data / 1e9:.2f} GB of generated data and up to {checkpoints / 1e9:.2f} GB of checkpoints"
     lines.append(f"  disk: {disk}")
+    for name, dataset in recipe.datasets.items():
+        if dataset.on_node is not None:
+            size = plan.dataset_bytes(recipe, name) / 1e9
+            lines.append(f"  on each node: {size:.2f} GB of dataset {name} in {dataset.on_node.folder}")
     return lines
 
 

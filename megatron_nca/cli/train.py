@@ -3,6 +3,8 @@
 import argparse
 import logging
 import sys
+import typing
+from functools import partial
 from pathlib import Path
 
 from megatron_nca.cli.arguments import accept_overrides_anywhere
@@ -10,6 +12,9 @@ from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.config.schema import suggest
 from megatron_nca.errors import ConfigError, MegatronNcaError, explain
 from megatron_nca.run_dir import RunFolder
+
+if typing.TYPE_CHECKING:
+    from megatron_nca.train.supply import OnNodeData
 
 EXAMPLES = """examples:
   one process
@@ -49,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 2  # every rank finds the same; one message is enough
     from megatron_nca.train.loop import Job, train
 
-    job = Job(recipe=recipe, phase=arguments.phase, arm=arm, seed=seed, run=RunFolder(arguments.run_dir))
+    run_folder, on_node = RunFolder(arguments.run_dir), None
+    if recipe.datasets[recipe.phases[arguments.phase].dataset].on_node is not None:
+        on_node = partial(_on_node, arguments, recipe, seed)
+    job = Job(recipe=recipe, phase=arguments.phase, arm=arm, seed=seed, run=run_folder, on_node=on_node)
     if ranks.is_first:
         _log_to(job)
     try:
@@ -92,6 +100,26 @@ def choose(recipe: Recipe, phase: str, arm: str | None, seed: int | None) -> tup
             explain("--seed", seed, f"the recipe's seeds are {list(recipe.seeds)}.", "choose one of them or add it.")
         )
     return recipe.home_arm(arm, having[arm]), seed
+
+
+def _on_node(arguments: argparse.Namespace, recipe: Recipe, seed: int) -> "OnNodeData":
+    """How this node makes the phase's data, and where. Raises ConfigError."""
+    from megatron_nca import plan
+    from megatron_nca.sources.staging import staged
+    from megatron_nca.train.supply import OnNodeData
+
+    name = recipe.phases[arguments.phase].dataset
+    dataset = recipe.datasets[name]
+    parts = {part: staged(dataset, part, recipe.part_sequences(name, part)) for part in plan.PARTS}
+    return OnNodeData(
+        command=plan.stage_command(arguments.recipe, arguments.overrides, name, dataset, seed),
+        train_prefix=parts["train"].prefix,
+        validation_prefix=parts["validation"].prefix,
+        sequences=recipe.part_sequences(name, "train"),
+        digest=parts["train"].digest,
+        background=dataset.on_node.when == "background",
+        record=RunFolder(arguments.run_dir).dataset(name).path,
+    )
 
 
 def _log_to(job: object) -> None:

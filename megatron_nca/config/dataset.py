@@ -1,7 +1,9 @@
 """A recipe's dataset: one source of tokens with a training and a validation part."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from megatron_nca.config.automata import ClassicLaw
@@ -22,7 +24,7 @@ REQUIRED = {
     "indexed": ("vocab_size", "train_prefix", "validation_prefix"),
 }
 OPTIONAL = {
-    "nca": ("seed", "validation_seed"),
+    "nca": ("seed", "validation_seed", "on_node"),
     "shuffled": ("permute", "sequences", "validation_sequences", "seed", "validation_seed"),
     "iid": ("distribution", "sequences", "validation_sequences", "seed", "validation_seed"),
     "dyck": ("dyck", "seed", "validation_seed"),
@@ -33,6 +35,39 @@ OPTIONAL = {
     "corpus": ("held_out_share",),
     "indexed": (),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnNode:
+    """A dataset that each node of a training makes for itself, on its own disk or in its memory."""
+
+    folder: str
+    """Node-local and absolute once variables are filled in, on the node: `/dev/shm/nca`, `$SLURM_TMPDIR/nca`."""
+    when: Literal["start", "background"] = "background"
+    """start: before the first iteration, on all cores. background: while the model trains, in the order in which it
+    reads; the search for rules and the validation part still come first."""
+    threads: int | None = None
+    """Of the generator; None: all cores of the process at start, a quarter of them in the background."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(explain("threads", self.threads, "must be at least 1.", "leave it out for the default."))
+        if not self.folder.startswith(("/", "$")):
+            cure = "give one that begins with / or with a variable, such as /dev/shm/nca."
+            raise ConfigError(explain("folder", self.folder, "is not the absolute path of a node-local folder.", cure))
+
+    def path(self) -> Path:
+        """The folder on this node. Raises ConfigError if a variable of it is not set here."""
+        path = os.path.expandvars(self.folder)
+        if "$" in path or not os.path.isabs(path):
+            reason = f"is {path!r} here: a variable is not set, or holds no absolute path."
+            raise ConfigError(explain("on_node.folder", self.folder, reason, "set it on every node, or name a folder."))
+        return Path(path)
+
+    def num_threads(self) -> int:
+        """Threads of the generator on this node."""
+        cores = len(os.sched_getaffinity(0))
+        return self.threads or (cores if self.when == "start" else max(1, cores // 4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +95,8 @@ class Dataset:
     """Held-out sequences, drawn at validation_seed."""
     seed: int = 0
     validation_seed: int = 1_000_003
+    on_node: OnNode | None = None
+    """nca: made on each node by the training that reads it; None: made beforehand, in the run folder. Same bytes."""
     base: str | None = None
     """The dataset of this recipe whose tokens are shuffled, counted or copied. Parts go by name, but the validation
     part of iid is drawn from the distribution of the training part."""

@@ -189,6 +189,10 @@ class Recipe:
             cure += ", such as a corpus_copy of it." if base.source in BASES["corpus_copy"] else "."
             reason = f"its source is {base.source}, of which {dataset.source} makes nothing."
             raise ConfigError(explain(where, dataset.base, reason, cure))
+        if base.on_node is not None:
+            cure = f"leave out datasets.{dataset.base}.on_node, or base it on a dataset made beforehand."
+            reason = "it is made on the nodes of its training, so nothing can be made of it beforehand."
+            raise ConfigError(explain(where, dataset.base, reason, cure))
         for part in ("train", "validation"):
             asked, there = (self.part_sequences(which, part) for which in (name, dataset.base))
             if dataset.source == "shuffled" and asked > there:

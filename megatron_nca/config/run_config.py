@@ -22,7 +22,9 @@ class RunConfig:
     arm: str | None = None
     seed: int | None = None
     data_sha256: str | None = None
-    """Of the training .bin, so that a resume on other data is refused."""
+    """Of the training .bin, so that a resume on other data is refused; None while data were still being made."""
+    data_digest: str | None = None
+    """Of the settings of data that nodes make for themselves, which are known before the data."""
     optimizer: bool = False
     """Whether optimizer state is inside: true for training's own, false for the converter's."""
 

@@ -39,12 +39,12 @@ def optimal_dtype(num_tokens: int) -> np.dtype:
     return DTYPES[8] if num_tokens < 65_500 else DTYPES[4]
 
 
-class _HashedFile:
+class HashedFile:
     """A file written aside, with the sha256 and the size of what went into it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, aside: Path | None = None) -> None:
         self.path = path
-        self.aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.aside = aside or path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.bytes = 0
         self._digest = hashlib.sha256()
         self._file = open(self.aside, "wb", buffering=CHUNK)  # noqa: SIM115 - closed by sync or discard
@@ -54,8 +54,12 @@ class _HashedFile:
         self._digest.update(block)
         self.bytes += memoryview(block).nbytes
 
-    def sync(self) -> FileRecord:
+    def flush(self) -> None:
+        """Let other processes read what was written."""
         self._file.flush()
+
+    def sync(self) -> FileRecord:
+        self.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         return FileRecord(bytes=self.bytes, sha256=self._digest.hexdigest())
@@ -88,14 +92,14 @@ class IndexedWriter:
         self.histogram = np.zeros(num_tokens, dtype=np.int64)
         """Counts (num_tokens,) of the tokens, or of the scored targets if there is a trajectory."""
         self._lengths = array("i")
-        self._bin: _HashedFile | None = None
-        self._idx: _HashedFile | None = None
+        self._bin: HashedFile | None = None
+        self._idx: HashedFile | None = None
 
     def __enter__(self) -> "IndexedWriter":
         with self._translated("bin"):
             self.prefix.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-            self._bin = _HashedFile(part(self.prefix, "bin"))
+            self._bin = HashedFile(part(self.prefix, "bin"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -171,8 +175,9 @@ class IndexedWriter:
         fields = {"trajectory": self.trajectory, **manifest_fields}
         fields.setdefault("unigram_entropy_nats", unigram_entropy_nats(self.histogram))
         with self._translated("idx"):
-            self._idx = _HashedFile(part(self.prefix, "idx"))
-            self._write_index()
+            if self._idx is None:
+                self._idx = HashedFile(part(self.prefix, "idx"))
+                self._write_index()
             records = {"bin": self._bin.sync(), "idx": self._idx.sync()}
         manifest = Manifest(documents=self.documents, tokens=self.tokens, dtype=self.dtype.name,
                             num_tokens=self.num_tokens, files=records, **fields)

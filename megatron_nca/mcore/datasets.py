@@ -18,6 +18,7 @@ from megatron.core.datasets.utils import Split
 
 from megatron_nca.data.indexed import IndexedReader
 from megatron_nca.data.manifest import Manifest
+from megatron_nca.data.order import training_order
 from megatron_nca.errors import DataError, explain
 
 VALIDATION_SEED = 1234
@@ -58,8 +59,7 @@ class TrajectoryDataset(MegatronDataset):
         if getattr(self, "_ordered_epoch", None) != epoch:
             count = len(self.indices)
             shuffled = self.index_split is Split.train
-            generator = np.random.Generator(np.random.Philox(key=[self.config.random_seed, epoch]))
-            self._ordered = generator.permutation(count) if shuffled else np.arange(count)
+            self._ordered = training_order(self.config.random_seed, epoch, count) if shuffled else np.arange(count)
             self._ordered_epoch = epoch
         return self._ordered
 
@@ -77,10 +77,13 @@ class Datasets:
         validation_sequences: int,
         cache: Path,
         vocab_size: int,
+        in_the_making: bool = False,
     ) -> None:
-        """`vocab_size` is the model's: data that holds other tokens is refused. Raises DataError."""
-        self.manifest = Manifest.load(train_prefix)
+        """`vocab_size` is the model's: data that holds other tokens is refused. `in_the_making`: training data whose
+        files are there in full size but not yet filled, nor described by a manifest. Raises DataError."""
         validation_manifest = Manifest.load(validation_prefix)
+        self.manifest = validation_manifest if in_the_making else Manifest.load(train_prefix)
+        """Of the training data; of those in the making the kind, vocabulary and frames are known by validation's."""
         self.sequence_length = sequence_length
         _check_matching(train_prefix, self.manifest, validation_prefix, validation_manifest)
         _check_vocabulary(train_prefix, self.manifest, vocab_size)

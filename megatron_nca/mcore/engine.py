@@ -14,7 +14,7 @@ from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.recipe import Phase
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.mcore import parallel, patches
-from megatron_nca.mcore.parallel import Ranks, agree, check_world_size, read_ranks  # noqa: F401  (the loop's only door)
+from megatron_nca.mcore.parallel import Ranks, agree, gather, read_ranks  # noqa: F401  (train's only door)
 
 
 @dataclass(frozen=True)

@@ -114,15 +114,22 @@ def seed_streams(seed: int, iteration: int) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(combined, force_reset_rng=True)
 
 
+def gather(value: object) -> list:
+    """Collective: the values of all ranks, by rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def agree(error: MegatronNcaError | None) -> None:
     """Collective: raise on every rank if any rank has an error, the lowest rank's, so that none is left waiting."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         if error is not None:
             raise _mark(error)
         return
-    errors: list = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, None if error is None else (type(error), str(error)))
-    for rank, found in enumerate(errors):
+    for rank, found in enumerate(gather(None if error is None else (type(error), str(error)))):
         if found is not None:
             raise _mark(found[0](found[1] if rank == 0 else f"rank {rank}: {found[1]}"))
 

@@ -73,6 +73,8 @@ class NcaSource:
         self.examined = 0
         """Candidates up to and including the last that was needed."""
         self.accepted = 0
+        self._rules = np.empty(0, dtype=np.int64)
+        """Candidates (num_rules,) of the rules, once all are found."""
         self._bank = bank
         self._extend_bank = extend_bank
         self._bank_end = 0
@@ -88,11 +90,25 @@ class NcaSource:
         for candidates in self._accepted_candidates():
             found.append(candidates)
             yield self._documents(candidates, np.zeros_like(candidates))
-        rules = np.concatenate(found)
+        self._rules = np.concatenate(found)
         size = max(1, BLOCK_TOKENS // self.law.document_tokens)
         for first in range(self.num_rules, self.num_sequences, size):
-            index = np.arange(first, min(first + size, self.num_sequences))
-            yield self._documents(rules[index % self.num_rules], index // self.num_rules)
+            yield self.sequences(np.arange(first, min(first + size, self.num_sequences)))
+
+    def search(self) -> Iterator[int]:
+        """Find all rules without making a sequence; yields the candidates examined so far, for progress.
+
+        After that `sequences` gives any of them. Raises DataError if rules are too rare.
+        """
+        found = []
+        for candidates in self._accepted_candidates():
+            found.append(candidates)
+            yield self.examined
+        self._rules = np.concatenate(found)
+
+    def sequences(self, index: np.ndarray) -> np.ndarray:
+        """Tokens (n, document_tokens) of the sequences `index` (n,), in any order, once all rules are found."""
+        return self._documents(self._rules[index % self.num_rules], index // self.num_rules)
 
     def identity(self) -> dict:
         """The settings that decide every byte of the dataset."""

@@ -113,15 +113,21 @@ def _publish(
     return None
 
 
-def check_same_data(run_config: RunConfig, checkpoint: Path, data_sha256: str) -> None:
-    """A resume on other data would continue another experiment. Raises CheckpointError."""
-    if run_config.data_sha256 not in (None, data_sha256):
-        raise CheckpointError(
-            f"{checkpoint}: was trained on data with sha256 {run_config.data_sha256[:16]}…, "
-            f"the training data now has {data_sha256[:16]}…. "
-            "Cure: restore that data, or start in another run folder."
-        )
+def check_same_data(run_config: RunConfig, checkpoint: Path, sha256: str | None, digest: str | None) -> None:
+    """A resume on other data would continue another experiment. Raises CheckpointError.
+
+    Data in the making have no `sha256` yet, and only those made on nodes a `digest`.
+    """
+    for what, then, now in (("data with sha256", run_config.data_sha256, sha256),
+                            ("data whose settings have the digest", run_config.data_digest, digest)):
+        if None not in (then, now) and then != now:
+            raise CheckpointError(
+                f"{checkpoint}: was trained on {what} {then[:16]}…, now it is {now[:16]}…. "
+                "Cure: restore that data, or start in another run folder."
+            )
 
 
-def at_iteration(run_config: RunConfig, iteration: int, consumed: int) -> RunConfig:
-    return dataclasses.replace(run_config, iteration=iteration, consumed_sequences=consumed, optimizer=True)
+def at_iteration(run_config: RunConfig, iteration: int, consumed: int, data_sha256: str | None) -> RunConfig:
+    return dataclasses.replace(
+        run_config, iteration=iteration, consumed_sequences=consumed, data_sha256=data_sha256, optimizer=True
+    )

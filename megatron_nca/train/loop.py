@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_nca import files
@@ -14,7 +15,8 @@ from megatron_nca.errors import LaunchError, MegatronNcaError
 from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets
 from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import checkpoints
-from megatron_nca.train.metrics import Metrics
+from megatron_nca.train.metrics import Clock, Metrics
+from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
 
 logger = logging.getLogger("megatron_nca.train")
 
@@ -28,6 +30,8 @@ class Job:
     arm: str
     seed: int
     run: RunFolder
+    on_node: Callable[[], OnNodeData] | None = None
+    """For a dataset that each node makes for itself; asked on the node, where it may raise ConfigError."""
 
 
 def train(job: Job, ranks: Ranks) -> None:
@@ -35,6 +39,7 @@ def train(job: Job, ranks: Ranks) -> None:
 
     Raises MegatronNcaError, the same on all ranks.
     """
+    clock = Clock()
     phase, model = job.recipe.phases[job.phase], job.recipe.model_config(job.phase)
     folder = job.run.phase(job.arm, job.seed, job.phase)
     if folder.done.exists():
@@ -42,23 +47,25 @@ def train(job: Job, ranks: Ranks) -> None:
             logger.info("%s: is whole, nothing to do", folder.path)
         return
     engine = Engine(model, phase, ranks, job.seed)
-    lock = None
+    lock = supply = None
     try:
         lock = _agreed(lambda: _lock(folder) if ranks.is_first else None)
-        data = _open_data(job)
         start = _agreed(lambda: checkpoints.starting_point(folder))
         loaded = _agreed(lambda: engine.load(start))
-        data_sha256 = data.manifest.files["bin"].sha256
         resumed = start != folder.initial
+        supply = _supply(job, ranks, loaded.consumed_sequences if resumed else 0)
+        with clock.waiting:
+            data = _open_data(job, supply)
         if resumed:
-            checkpoints.check_same_data(loaded, start, data_sha256)
+            checkpoints.check_same_data(loaded, start, supply.sha256, supply.digest)
         run_config = RunConfig(
             model=model,
             recipe=job.recipe.name,
             phase=job.phase,
             arm=job.arm,
             seed=job.seed,
-            data_sha256=data_sha256,
+            data_sha256=supply.sha256,
+            data_digest=supply.digest,
             iteration=loaded.iteration if resumed else 0,
             consumed_sequences=loaded.consumed_sequences if resumed else 0,
         )
@@ -73,12 +80,15 @@ def train(job: Job, ranks: Ranks) -> None:
                 engine.device,
                 engine.adam,
             )
-        metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, model.sequence_length)
+        length = model.sequence_length
+        metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, length, clock)
         try:
-            _loop(job, engine, data, metrics, run_config)
+            _loop(job, engine, data, supply, metrics, run_config)
         finally:
             metrics.close()
     finally:
+        if supply is not None:
+            supply.close()
         if lock is not None:
             os.close(lock)
         engine.close()
@@ -92,14 +102,17 @@ def _lock(folder: PhaseFolder) -> int:
     return lock
 
 
-def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: RunConfig) -> None:
+def _loop(
+    job: Job, engine: Engine, data: object, supply: Beforehand | OnNode, metrics: Metrics, run_config: RunConfig
+) -> None:
+    waiting = metrics.clock.waiting
     phase = job.recipe.phases[job.phase]
     folder = job.run.phase(job.arm, job.seed, job.phase)
     iteration, consumed = run_config.iteration, run_config.consumed_sequences
 
     def validate() -> None:
         batches = data.validation_batches(phase.validation_sequences, phase.micro_batch_size, engine.device)
-        result = engine.evaluate(batches, phase.validation_sequences, data.buckets)
+        result = engine.evaluate(waiting.over(batches), phase.validation_sequences, data.buckets)
         metrics.validation(iteration, consumed, result.loss, result.loss_by_position, data.bucket_tokens)
 
     # The first thing measured is the model as the converter left it.
@@ -109,8 +122,10 @@ def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: 
     while iteration < phase.iterations:
         started = time.perf_counter()
         # --------------------------------- one step ---------------------------------
+        with waiting:
+            supply.wait(consumed + phase.global_batch_size)
         batches = data.train_batches(consumed, phase.global_batch_size, phase.micro_batch_size, engine.device)
-        result = engine.train_step(batches, iteration)
+        result = engine.train_step(waiting.over(batches), iteration)
         # -----------------------------------------------------------------------------
         iteration, consumed = iteration + 1, consumed + phase.global_batch_size
         metrics.train(iteration, consumed, phase.global_batch_size, result, time.perf_counter() - started)
@@ -123,13 +138,17 @@ def _loop(job: Job, engine: Engine, data: object, metrics: Metrics, run_config: 
         if is_last or iteration % phase.validation_interval == 0:
             validate()
         if is_last or iteration % phase.save_interval == 0:
-            run_config = checkpoints.at_iteration(run_config, iteration, consumed)
+            supply.look()
+            run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256)
             checkpoints.save(engine, folder.checkpoints, run_config, phase.keep_checkpoints)
 
-    agree(_write_done(job, engine, metrics.last_validation_loss, iteration, consumed))
+    with waiting:
+        supply.finish()
+    metrics.last_words()
+    agree(_write_done(job, engine, metrics, iteration, consumed))
 
 
-def _write_done(job: Job, engine: Engine, loss: float | None, iteration: int, consumed: int) -> MegatronNcaError | None:
+def _write_done(job: Job, engine: Engine, metrics: Metrics, iteration: int, consumed: int) -> MegatronNcaError | None:
     """First rank: the record that the phase is whole."""
     if not engine.ranks.is_first:
         return None
@@ -139,7 +158,8 @@ def _write_done(job: Job, engine: Engine, loss: float | None, iteration: int, co
         "iterations": iteration,
         "checkpoint": str(checkpoint),
         "consumed tokens": consumed * engine.model_config.sequence_length,
-        "lm loss validation": loss,
+        "lm loss validation": metrics.last_validation_loss,
+        **metrics.clock.record(),
     }
     try:
         files.write_text(folder.done, json.dumps(values, indent=2) + "\n")
@@ -148,22 +168,34 @@ def _write_done(job: Job, engine: Engine, loss: float | None, iteration: int, co
     return None
 
 
-def _open_data(job: Job) -> object:
+def _supply(job: Job, ranks: Ranks, consumed: int) -> Beforehand | OnNode:
+    """Collective: where the phase's data come from. Generators on nodes are started."""
+    if job.on_node is not None:
+        return OnNode(_agreed(job.on_node), ranks, consumed)
+    name = job.recipe.phases[job.phase].dataset
+    dataset, folder = job.recipe.datasets[name], job.run.dataset(name)
+    return Beforehand(folder.prefix("train", dataset), folder.prefix("validation", dataset))
+
+
+def _open_data(job: Job, supply: Beforehand | OnNode) -> object:
     """The phase's datasets; a bad file on any rank ends all ranks with one message."""
     phase = job.recipe.phases[job.phase]
-    dataset, folder = job.recipe.datasets[phase.dataset], job.run.dataset(phase.dataset)
-    return _agreed(
+    supply.prepare()
+    opened = _agreed(
         lambda: datasets(
-            folder.prefix("train", dataset),
-            folder.prefix("validation", dataset),
+            supply.train_prefix,
+            supply.validation_prefix,
             job.recipe.model.sequence_length,
             job.seed,
             phase.iterations * phase.global_batch_size,
             phase.validation_sequences,
-            folder.path / "index_cache",
+            job.run.dataset(phase.dataset).path / "index_cache",
             job.recipe.model_config(job.phase).vocab_size,
+            supply.in_the_making,
         )
     )
+    supply.opened()
+    return opened
 
 
 def _agreed(action: object) -> object:

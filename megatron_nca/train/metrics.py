@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_nca import files
@@ -17,12 +18,69 @@ LOG_INTERVAL = 10
 logger = logging.getLogger("megatron_nca.train")
 
 
+class Stopwatch:
+    """Seconds of wall time inside its `with` blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+    def over(self, items: Iterator) -> Iterator:
+        """The items; what it takes to get each is counted, what is done with them is not."""
+        while True:
+            with self:
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+class Clock:
+    """Wall time of a phase over all its launches, and what of it training waited for data.
+
+    A launch that goes on from a checkpoint adds to what the one before had taken up to that checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = Stopwatch()
+        """Of this launch."""
+        self._began, self._wall_before, self._data_before = time.perf_counter(), 0.0, 0.0
+
+    def go_on(self, line: dict) -> None:
+        """After a resume: `line` is the last training line of metrics.jsonl that is kept."""
+        self._wall_before, self._data_before = line.get("wall-time", 0.0), line.get("data-time", 0.0)
+
+    @property
+    def share(self) -> float:
+        """Of the wall time."""
+        values = self.record()
+        return values["data-time"] / values["wall-time"]
+
+    def record(self) -> dict:
+        """Seconds so far: {"wall-time", "data-time"}."""
+        wall = self._wall_before + time.perf_counter() - self._began
+        return {"wall-time": wall, "data-time": self._data_before + self.waiting.seconds}
+
+
 class Metrics:
     """Writes on the first rank; on the others every method does nothing."""
 
     def __init__(
-        self, folder: PhaseFolder, writes: bool, iterations: int, resumed_at: int, sequence_length: int
+        self,
+        folder: PhaseFolder,
+        writes: bool,
+        iterations: int,
+        resumed_at: int,
+        sequence_length: int,
+        clock: Clock | None = None,
     ) -> None:
+        """`clock`: runs since the launch began; None: it begins now."""
+        self.clock = clock or Clock()
         self.writes, self.iterations, self.sequence_length = writes, iterations, sequence_length
         self._bar = self._board = self._file = None
         self.last_validation_loss: float | None = None
@@ -30,6 +88,8 @@ class Metrics:
             return
         for line in forget_after(folder.metrics, resumed_at):
             self.last_validation_loss = line.get("lm loss validation", self.last_validation_loss)
+            if line["type"] == "train":
+                self.clock.go_on(line)
         self._file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
         self._board = _tensorboard(folder.tensorboard, resumed_at)
         self._bar = _progress_bar(iterations, resumed_at)
@@ -48,7 +108,7 @@ class Metrics:
         }
         tokens = consumed * self.sequence_length
         line = {"type": "train", "iteration": iteration, "consumed tokens": tokens, **scalars}
-        self._write({**line, "tokens-per-second": rate, "skipped": result.skipped})
+        self._write({**line, "tokens-per-second": rate, "skipped": result.skipped, **self.clock.record()})
         self._scalars(iteration, {**scalars, "batch-size": batch})
         if self._bar is not None:
             self._bar.update(1)
@@ -66,6 +126,7 @@ class Metrics:
                 f"grad norm: {result.grad_norm:.3f}",
                 f"number of skipped iterations: {int(result.skipped):3d}",
                 f"number of nan iterations: {int(not math.isfinite(result.loss)):3d}",
+                f"data (% of wall time): {100 * self.clock.share:.2f}",
             ]
             logger.info("%s", " | ".join(fields) + " |")
 
@@ -94,6 +155,17 @@ class Metrics:
             self._bar.write(text)
         else:
             logger.info("%s", text)
+
+    def last_words(self) -> None:
+        """What data cost."""
+        if self.writes:
+            values = self.clock.record()
+            logger.info(
+                "data cost %.1f s of %.1f s of wall time (%.2f %%)",
+                values["data-time"],
+                values["wall-time"],
+                100 * self.clock.share,
+            )
 
     def close(self) -> None:
         for part in (self._file, self._board, self._bar):

@@ -16,6 +16,8 @@ LAYOUTS = {
     "dp2": {"data": 2},
     "tp2pp2": {"tensor": 2, "pipeline": 2},
 }
+TIMES = {"iteration-time", "tokens-per-second", "wall-time", "data-time"}
+"""What differs between two runs in the lines of metrics.jsonl."""
 LAW = {"num_states": 3, "height": 6, "width": 6, "sequence_length": 64, "band": [0.05, 1.0], "score_frames": 5}
 
 

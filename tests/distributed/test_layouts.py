@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, command, execute, read_metrics, torchrun
+from launching import REPOSITORY, TIMES, command, execute, read_metrics, torchrun
 
 WORKER = Path(__file__).parent / "worker.py"
 
@@ -76,7 +76,7 @@ def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Pat
     for kind in ("train", "validation"):
         timeless = [
             [
-                {key: value for key, value in line.items() if key not in ("iteration-time", "tokens-per-second")}
+                {key: value for key, value in line.items() if key not in TIMES}
                 for line in read_metrics(where, "tp2", "tp2", kind)
             ]
             for where in (run, trained)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_nca import plan
+from megatron_nca.cli.run import totals
 from megatron_nca.config.recipe import recipe_from_dict
 from megatron_nca.errors import ConfigError, DataError
 from megatron_nca.plan import Step
@@ -82,6 +83,26 @@ def test_ranks_are_started_by_torchrun_and_a_single_process_is_not(recipe_values
     assert one.command[:4] == (sys.executable, "-m", "megatron_nca", "train")
     assert words(one).endswith("train runs/x/recipe.yaml --phase text --arm nca --seed 0 --run-dir runs/x")
     assert one.log == Path("runs/x/arms/nca/seed0/text/train.log")
+
+
+def test_data_made_on_nodes_are_no_step(recipe_values):
+    beforehand = recipe_from_dict(recipe_values)
+    recipe_values["datasets"]["automata"]["on_node"] = {"folder": "/dev/shm/nca"}
+    recipe = recipe_from_dict(recipe_values)
+    steps = [step.name for step in plan.steps(beforehand, RUN)]
+    assert [step.name for step in plan.steps(recipe, RUN)] == [name for name in steps if "automata" not in name]
+    size = plan.dataset_bytes(recipe, "automata")
+    assert size == 12 * 2 * recipe.datasets["automata"].law.document_tokens
+    assert plan.estimate_bytes(beforehand)[0] - plan.estimate_bytes(recipe)[0] == size
+    assert f"on each node: {size / 1e9:.2f} GB of dataset automata in /dev/shm/nca" in "\n".join(totals(recipe))
+
+
+def test_the_generator_of_a_node(recipe_values):
+    for when, nice in (("background", 10), ("start", 0)):
+        recipe_values["datasets"]["automata"]["on_node"] = {"folder": "/dev/shm/nca", "when": when}
+        dataset = recipe_from_dict(recipe_values).datasets["automata"]
+        command = " ".join(plan.stage_command(Path("r.yaml"), ["a.b=1"], "automata", dataset, 7))
+        assert command.endswith(f"stage r.yaml a.b=1 --dataset automata --seed 7 --nice {nice} --for-training")
 
 
 def test_layers_are_passed_on(recipe_values):
