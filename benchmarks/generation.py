@@ -78,7 +78,9 @@ def official(checkout: Path, python: Path, candidates: int) -> dict:
     """The released code's own functions in their own order; the first of two calls, which compiles, is not counted."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [str(python), "-c", OFFICIAL, str(checkout), str(candidates)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if result.returncode:
+        sys.exit(f"--official-python {python}: the released code at {checkout} did not run, see above.")
     return json.loads(result.stdout.splitlines()[-1])
 
 
