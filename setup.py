@@ -14,6 +14,8 @@ SOURCES = [
     "rollout_avx2",
     "rollout_cpu",
     "rollout_portable",
+    "rule_cpu",
+    "runner_cpu",
 ]
 HEADERS = [
     "counter_rng",
@@ -26,6 +28,8 @@ HEADERS = [
     "rollout",
     "rollout_kernel",
     "rollout_kernel_body",
+    "rule",
+    "runner",
 ]
 
 
