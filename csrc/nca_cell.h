@@ -51,12 +51,12 @@ struct Sampling {
   float identity_bias;
 };
 
-// Sum of the three rows of the neighbourhood, top to bottom, onto the bias, of as many cells as a Row holds. `cells`
-// point to the cells' places in a plane of row indices with a one-cell border, `stride` wide.
+// Sum of the three rows of the neighbourhood, top to bottom, onto the bias, of as many cells as a Row holds. `rows` are
+// the cells' row indices in the grid row above theirs; those of their own and of the one below lie `width` on.
 template <class Row>
-NCA_FN Row cell_features(const RuleTables& rule, const uint16_t* const (&cells)[Row::CELLS], int stride) {
+NCA_FN Row cell_features(const RuleTables& rule, const uint16_t* const (&rows)[Row::CELLS], int width) {
   Row sum = Row::broadcast(rule.feature_bias);
-  for (int row = 0; row < NUM_ROWS; ++row) sum = add(sum, Row::load(rule.row_table[row], cells, (row - 1) * stride));
+  for (int row = 0; row < NUM_ROWS; ++row) sum = add(sum, Row::load(rule.row_table[row], rows, row * width));
   return sum;
 }
 
@@ -101,18 +101,18 @@ NCA_FN void cell_logits(const RuleTables& rule, const Real (&features)[NUM_FEATU
   logit_block<Real, S, 0>(rule, hidden, logits);
 }
 
-// Best logit, its first index and the second best value (equal to the best where it occurs twice).
+// What a cell's best logit and its rivals come to: the sum of TALLY_ONE + s over the states s whose logit is at least
+// `least`. With one such state, the best, its low byte is the state; with more of them the cell is to be sampled.
+constexpr int TALLY_ONE = 256;
+
 template <class Real, int S>
-NCA_FN void cell_best(const Real (&logits)[S][Real::PACK], int p, Real& best, Real& second, Real& index) {
+NCA_FN void cell_tally(const Real (&logits)[S][Real::PACK], int p, float window, Real& best,
+                       typename Real::Tally& tally) {
   best = logits[0][p];
-  second = Real::broadcast(-3.0e38f);
-  index = Real::broadcast(0.0f);
-  for (int s = 1; s < S; ++s) {
-    const Real logit = logits[s][p];
-    second = larger(second, smaller(best, logit));
-    index = select_greater(logit, best, Real::broadcast(static_cast<float>(s)), index);
-    best = larger(best, logit);
-  }
+  for (int s = 1; s < S; ++s) best = larger(best, logits[s][p]);
+  const Real least = best - window;
+  tally = typename Real::Tally{};
+  for (int s = 0; s < S; ++s) tally = add_where_at_least(tally, logits[s][p], least, TALLY_ONE + s);
 }
 
 // Categorical sample of softmax(logits / T) by inversion, over the logits within the window of the best. The best is

@@ -28,6 +28,9 @@ struct Lanes {
   static constexpr int WIDTH = 8;
   static constexpr int PACK = 2, BLOCK = 5;  // 10 sums, 2 hidden values and a weight in 16 registers
   __m256 value;
+  struct Tally {
+    __m256i value;
+  };
 
   NCA_LANE Lanes broadcast(float value) { return {_mm256_set1_ps(value)}; }
   NCA_LANE Lanes load(const float* from) { return {_mm256_load_ps(from)}; }
@@ -40,25 +43,28 @@ struct Lanes {
     out[2].value = _mm256_shuffle_ps(high01, high23, 0x44);
     out[3].value = _mm256_shuffle_ps(high01, high23, 0xEE);
   }
-  NCA_LANE void store_bytes(const Lanes (&index)[PACK], uint8_t* to) {
-    const __m256i words = _mm256_packs_epi32(_mm256_cvttps_epi32(index[0].value), _mm256_cvttps_epi32(index[1].value));
-    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                     _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+  // New states for old; bit i of the masks tells of cell i.
+  NCA_LANE void store_states(const Tally (&tally)[PACK], uint8_t* states, unsigned& changed, unsigned& doubtful) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(tally[0].value, tally[1].value), 0xD8);
+    const __m256i several = _mm256_cmpgt_epi16(words, _mm256_set1_epi16(2 * TALLY_ONE - 1));
+    const __m256i state = _mm256_and_si256(words, _mm256_set1_epi16(TALLY_ONE - 1));
+    const __m128i now = _mm_packus_epi16(_mm256_castsi256_si128(state), _mm256_extracti128_si256(state, 1));
+    const __m128i more = _mm_packs_epi16(_mm256_castsi256_si128(several), _mm256_extracti128_si256(several, 1));
+    __m128i* place = reinterpret_cast<__m128i*>(states);
+    changed = ~static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(now, _mm_loadu_si128(place))));
+    doubtful = static_cast<unsigned>(_mm_movemask_epi8(more));
+    _mm_storeu_si128(place, now);
   }
   __attribute__((always_inline)) void store(float* to) const { _mm256_store_ps(to, value); }
 };
 
 NCA_LANE Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm256_fmadd_ps(a.value, b.value, c.value)}; }
 NCA_LANE Lanes larger(Lanes a, Lanes b) { return {_mm256_max_ps(a.value, b.value)}; }
-NCA_LANE Lanes smaller(Lanes a, Lanes b) { return {_mm256_min_ps(a.value, b.value)}; }
 NCA_LANE Lanes positive_part(Lanes a) { return {_mm256_max_ps(a.value, _mm256_setzero_ps())}; }
-NCA_LANE Lanes select_greater(Lanes a, Lanes b, Lanes yes, Lanes no) {
-  return {_mm256_blendv_ps(no.value, yes.value, _mm256_cmp_ps(a.value, b.value, _CMP_GT_OQ))};
-}
-NCA_LANE unsigned at_least(Lanes second, Lanes best, float window) {
-  const __m256 least = _mm256_sub_ps(best.value, _mm256_set1_ps(window));
-  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(second.value, least, _CMP_GE_OQ)));
+NCA_LANE Lanes operator-(Lanes a, float b) { return {_mm256_sub_ps(a.value, _mm256_set1_ps(b))}; }
+NCA_LANE Lanes::Tally add_where_at_least(Lanes::Tally tally, Lanes logit, Lanes least, int what) {
+  const __m256i mask = _mm256_castps_si256(_mm256_cmp_ps(logit.value, least.value, _CMP_GE_OQ));
+  return {_mm256_add_epi32(tally.value, _mm256_and_si256(mask, _mm256_set1_epi32(what)))};
 }
 
 #include "rollout_kernel_body.h"

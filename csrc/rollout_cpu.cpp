@@ -164,7 +164,7 @@ void rollout(const Params& params, const Weights& weights, const uint8_t* start,
     std::copy_n(start + i * cells, cells, out);
     for (int step = 0; step < num_steps; ++step) {
       runner.advance(1, Stream{seed, static_cast<uint32_t>(i), PURPOSE_GIVEN_NOISE, 0});
-      runner.copy_states(out += cells);
+      std::copy_n(runner.states(), cells, out += cells);
     }
   });
 }

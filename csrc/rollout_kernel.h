@@ -11,25 +11,28 @@
 
 namespace nca {
 
-// A grid of uint8 states with a border of one cell that repeats the opposite side.
+// Vectors read and write past the ends of rows: the arrays of a grid have room for so many elements more.
+constexpr int SLACK = 64;
+
+// The shape of a grid, and the room that an update works in.
 struct Grid {
   int num_states;
   int height;
   int width;
-  int cells;
-  int stride;               // bytes of a bordered row, width + 2
-  const int32_t* offsets;   // place of each cell in the bordered grid; the last one repeated up to a multiple of 64
-  uint8_t* scratch;         // room for so many states
-  uint16_t* rows;           // room for a row index of each place of the bordered grid
+  uint8_t* bordered;  // height x (width + 2): each row between the cells that it wraps to
+  uint16_t* rows;     // (height + 2) x width row indices; the first row is the last of the grid, the last the first
+
+  int cells() const { return height * width; }
 };
 
 struct Kernel {
   const char* name;
   // `count` standard normals truncated to two deviations; value i is word i % 4 of draw i / 4 of step 0.
   void (*truncated_normals)(const Stream& stream, int count, float* values);
-  // One update of all cells; leaves the border of `after` to the caller.
-  void (*step)(const Grid& grid, const RuleTables& rule, const Sampling& sampling, const Stream& noise, uint32_t step,
-               const uint8_t* before, uint8_t* after);
+  // One update of all cells, row-major, in place. True if nothing was drawn and no state changed: then no further
+  // update will change one.
+  bool (*step)(const Grid& grid, const RuleTables& rule, const Sampling& sampling, const Stream& noise, uint32_t step,
+               uint8_t* states);
 };
 
 extern const Kernel portable_kernel;

@@ -7,52 +7,62 @@ constexpr int TILE = Lanes::PACK * Lanes::WIDTH;  // cells that are worked on to
 
 // Draws the cells of one vector whose best state is not alone within the window.
 template <int S>
-static void sample_doubtful(const Grid& grid, const Sampling& sampling, const Stream& noise, uint32_t step, int first,
-                            unsigned doubtful, const Lanes (&logits)[S][Lanes::PACK], int p, const Lanes& best,
-                            uint8_t* states) {
+static void sample_doubtful(const Sampling& sampling, const Stream& noise, uint32_t step, int first, unsigned doubtful,
+                            const Lanes (&logits)[S][Lanes::PACK], int p, const Lanes& best, uint8_t* states) {
   alignas(64) float spilled[S][Lanes::WIDTH], bests[Lanes::WIDTH];
   for (int s = 0; s < S; ++s) logits[s][p].store(spilled[s]);
   best.store(bests);
-  for (int lane = 0; lane < Lanes::WIDTH && first + lane < grid.cells; ++lane) {
+  for (int lane = 0; lane < Lanes::WIDTH; ++lane) {
     if (!(doubtful >> lane & 1)) continue;
     const uint32_t bits = bits_at(noise, step, static_cast<uint32_t>(first + lane)).word[0];
-    states[first + lane] = cell_sample(&spilled[0][lane], Lanes::WIDTH, S, bests[lane], sampling, bits);
+    states[lane] = cell_sample(&spilled[0][lane], Lanes::WIDTH, S, bests[lane], sampling, bits);
   }
 }
 
 // Logits of the present states rise by the identity bias.
 template <int S>
-static void add_identity_bias(const Grid& grid, const Sampling& sampling, const uint8_t* before, int first,
-                              Lanes (&logits)[S][Lanes::PACK]) {
+static void add_identity_bias(const Sampling& sampling, const uint8_t* states, Lanes (&logits)[S][Lanes::PACK]) {
   alignas(64) float spilled[S][TILE];
   for (int s = 0; s < S; ++s) {
     for (int p = 0; p < Lanes::PACK; ++p) logits[s][p].store(spilled[s] + p * Lanes::WIDTH);
   }
-  for (int cell = 0; cell < TILE; ++cell) {
-    spilled[before[grid.offsets[first + cell]]][cell] += sampling.identity_bias;
-  }
+  for (int cell = 0; cell < TILE; ++cell) spilled[states[cell]][cell] += sampling.identity_bias;
   for (int s = 0; s < S; ++s) {
     for (int p = 0; p < Lanes::PACK; ++p) logits[s][p] = Lanes::load(spilled[s] + p * Lanes::WIDTH);
   }
 }
 
-// The row index of every place of a bordered grid, its two ends excepted.
+// The row index of every cell, rows in chunks of a fixed length that the next row overwrites.
 template <int S>
 static inline void index_rows(const Grid& grid, const uint8_t* states) {
-  const int places = (grid.height + 2) * grid.stride;
-  for (int i = 1; i < places - 1; ++i) grid.rows[i] = row_index<S>(states[i - 1], states[i], states[i + 1]);
+  constexpr int CHUNK = 16;
+  static_assert(CHUNK <= SLACK, "");
+  const int height = grid.height, width = grid.width, stride = width + 2;
+  for (int y = 0; y < height; ++y) {
+    const uint8_t* row = states + y * width;
+    uint8_t* to = grid.bordered + y * stride;
+    for (int x = 0; x < width; x += CHUNK) memcpy(to + 1 + x, row + x, CHUNK);
+    to[0] = row[width - 1];
+    to[width + 1] = row[0];
+  }
+  for (int y = -1; y <= height; ++y) {
+    const uint8_t* row = grid.bordered + (y < 0 ? height - 1 : y < height ? y : 0) * stride;
+    uint16_t* to = grid.rows + (y + 1) * width;
+    for (int x = 0; x < width; x += CHUNK) {
+      for (int i = x; i < x + CHUNK; ++i) to[i] = row_index<S>(row[i], row[i + 1], row[i + 2]);
+    }
+  }
 }
 
 static inline void gather_features(const Grid& grid, const RuleTables& rule, int first,
                                    Lanes (&by_feature)[NUM_FEATURES][Lanes::PACK]) {
   constexpr int ROWS = Lanes::WIDTH / Row::CELLS;
   for (int p = 0; p < Lanes::PACK; ++p) {
-    const int32_t* offsets = grid.offsets + first + p * Lanes::WIDTH;
     Row rows[ROWS];  // row i holds cells i, i + ROWS, ...
     for (int i = 0; i < ROWS; ++i) {
       const uint16_t* cells[Row::CELLS];
-      for (int c = 0; c < Row::CELLS; ++c) cells[c] = grid.rows + offsets[i + c * ROWS];
-      rows[i] = cell_features<Row>(rule, cells, grid.stride);
+      for (int c = 0; c < Row::CELLS; ++c) cells[c] = grid.rows + first + p * Lanes::WIDTH + i + c * ROWS;
+      rows[i] = cell_features<Row>(rule, cells, grid.width);
     }
     Lanes transposed[NUM_FEATURES];
     Lanes::transpose(rows, transposed);
@@ -61,36 +71,41 @@ static inline void gather_features(const Grid& grid, const RuleTables& rule, int
 }
 
 template <int S>
-static void step_states(const Grid& grid, const RuleTables& rule, const Sampling& sampling, const Stream& noise,
-                        uint32_t step, const uint8_t* before, uint8_t* after) {
-  uint8_t* states = grid.scratch;
-  index_rows<S>(grid, before);
-  for (int first = 0; first < grid.cells; first += TILE) {
-    Lanes by_feature[NUM_FEATURES][Lanes::PACK], logits[S][Lanes::PACK], index[Lanes::PACK];
+static bool step_states(const Grid& grid, const RuleTables& rule, const Sampling& sampling, const Stream& noise,
+                        uint32_t step, uint8_t* states) {
+  const int cells = grid.cells();
+  bool settled = true;
+  index_rows<S>(grid, states);
+  for (int first = 0; first < cells; first += TILE) {
+    Lanes by_feature[NUM_FEATURES][Lanes::PACK], logits[S][Lanes::PACK], best[Lanes::PACK];
+    Lanes::Tally tally[Lanes::PACK];
     gather_features(grid, rule, first, by_feature);
     cell_logits<Lanes, S>(rule, by_feature, logits);
-    if (sampling.identity_bias != 0.0f) add_identity_bias<S>(grid, sampling, before, first, logits);
-    Lanes best[Lanes::PACK], second[Lanes::PACK];
-    for (int p = 0; p < Lanes::PACK; ++p) cell_best<Lanes, S>(logits, p, best[p], second[p], index[p]);
-    Lanes::store_bytes(index, states + first);
-    for (int p = 0; p < Lanes::PACK; ++p) {
-      const unsigned doubtful = at_least(second[p], best[p], sampling.window);
-      if (__builtin_expect(doubtful != 0, 0)) {
-        sample_doubtful<S>(grid, sampling, noise, step, first + p * Lanes::WIDTH, doubtful, logits, p, best[p], states);
+    if (sampling.identity_bias != 0.0f) add_identity_bias<S>(sampling, states + first, logits);
+    for (int p = 0; p < Lanes::PACK; ++p) cell_tally<Lanes, S>(logits, p, sampling.window, best[p], tally[p]);
+    const int count = cells - first < TILE ? cells - first : TILE;
+    unsigned changed, doubtful;
+    Lanes::store_states(tally, states + first, changed, doubtful);
+    const unsigned inside = ~0u >> (32 - count);
+    settled &= ((changed | doubtful) & inside) == 0;
+    if (__builtin_expect((doubtful & inside) != 0, 0)) {
+      for (int p = 0; p < Lanes::PACK; ++p) {
+        const unsigned here = (doubtful & inside) >> p * Lanes::WIDTH;
+        const int place = first + p * Lanes::WIDTH;
+        sample_doubtful<S>(sampling, noise, step, place, here, logits, p, best[p], states + place);
       }
     }
   }
-  for (int row = 0; row < grid.height; ++row) {
-    memcpy(after + (row + 1) * grid.stride + 1, states + row * grid.width, static_cast<size_t>(grid.width));
-  }
+  memset(states + cells, 0, SLACK);  // what cells past the end came to need not be a state
+  return settled;
 }
 
-static void step_kernel(const Grid& grid, const RuleTables& rule, const Sampling& sampling, const Stream& noise,
-                        uint32_t step, const uint8_t* before, uint8_t* after) {
+static bool step_kernel(const Grid& grid, const RuleTables& rule, const Sampling& sampling, const Stream& noise,
+                        uint32_t step, uint8_t* states) {
   switch (grid.num_states) {
 #define NCA_CASE(S) \
   case S:           \
-    return step_states<S>(grid, rule, sampling, noise, step, before, after)
+    return step_states<S>(grid, rule, sampling, noise, step, states)
     NCA_CASE(2);
     NCA_CASE(3);
     NCA_CASE(4);
@@ -108,6 +123,7 @@ static void step_kernel(const Grid& grid, const RuleTables& rule, const Sampling
     NCA_CASE(16);
 #undef NCA_CASE
   }
+  return false;
 }
 
 static void truncated_normals_kernel(const Stream& stream, int count, float* values) {

@@ -22,6 +22,7 @@ static inline Row add(Row a, const Row& b) {
 struct Lanes {
   static constexpr int WIDTH = 1;
   static constexpr int PACK = 1, BLOCK = 16;
+  typedef int Tally;
   float value;
 
   static Lanes broadcast(float value) { return {value}; }
@@ -29,16 +30,22 @@ struct Lanes {
   static void transpose(const Row (&rows)[1], Lanes (&out)[NUM_FEATURES]) {
     for (int k = 0; k < NUM_FEATURES; ++k) out[k].value = rows[0].features.value[k];
   }
-  static void store_bytes(const Lanes (&index)[PACK], uint8_t* to) { *to = static_cast<uint8_t>(index[0].value); }
+  static void store_states(const Tally (&tally)[PACK], uint8_t* state, unsigned& changed, unsigned& doubtful) {
+    const uint8_t now = static_cast<uint8_t>(tally[0] % TALLY_ONE);
+    changed = now != *state;
+    doubtful = tally[0] >= 2 * TALLY_ONE;
+    *state = now;
+  }
   void store(float* to) const { *to = value; }
 };
 
 static inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {fma32(a.value, b.value, c.value)}; }
 static inline Lanes larger(Lanes a, Lanes b) { return {a.value > b.value ? a.value : b.value}; }
-static inline Lanes smaller(Lanes a, Lanes b) { return {a.value < b.value ? a.value : b.value}; }
 static inline Lanes positive_part(Lanes a) { return {a.value > 0.0f ? a.value : 0.0f}; }
-static inline Lanes select_greater(Lanes a, Lanes b, Lanes yes, Lanes no) { return a.value > b.value ? yes : no; }
-static inline unsigned at_least(Lanes second, Lanes best, float window) { return second.value >= best.value - window; }
+static inline Lanes operator-(Lanes a, float b) { return {a.value - b}; }
+static inline int add_where_at_least(int tally, Lanes logit, Lanes least, int what) {
+  return tally + (logit.value >= least.value ? what : 0);
+}
 
 #include "rollout_kernel_body.h"
 

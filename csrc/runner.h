@@ -23,7 +23,7 @@ class Runner {
 
   void advance(int steps, const Stream& noise);
 
-  void copy_states(uint8_t* states) const;
+  const uint8_t* states() const { return states_.data(); }
 
   // Patches row-major; the first cell of a patch is the least significant digit (released code utils/tokenizers.py).
   template <class Store>
@@ -38,7 +38,7 @@ class Runner {
         for (int y = patch - 1; y >= 0; --y) {
           for (int x = patch - 1; x >= 0; --x) {
             token = token * static_cast<uint32_t>(params_.num_states) +
-                    now_[static_cast<size_t>((row + y + 1) * stride_ + column + x + 1)];
+                    states_[static_cast<size_t>((row + y) * params_.width + column + x)];
           }
         }
         store(token);
@@ -48,20 +48,22 @@ class Runner {
   }
 
  private:
-  uint8_t& place(int cell) { return now_[static_cast<size_t>(offsets_[static_cast<size_t>(cell)])]; }
   void shared_categorical(const Stream& stream, float* cumulative, float& total) const;
-  void fill_border();
+  void begin() {
+    steps_done_ = 0;
+    settled_ = false;
+  }
 
   const Params params_;
   const Kernel& kernel_;
-  const int stride_;
-  std::vector<uint8_t> now_, next_, scratch_states_;
+  std::vector<uint8_t> states_, bordered_;
   std::vector<uint16_t> rows_;
-  std::vector<int32_t> offsets_;
   std::vector<float> conv0_, conv1_, conv2_, scratch_;
+  const Grid grid_;
   const Sampling sampling_;
   RuleTables rule_;
   uint32_t steps_done_ = 0;
+  bool settled_ = false;  // no further update changes a state
 };
 
 }  // namespace nca

@@ -8,15 +8,11 @@
 namespace nca {
 
 Runner::Runner(const Params& params, const Kernel& kernel)
-    : params_(params), kernel_(kernel), stride_(params.width + 2),
-      now_(static_cast<size_t>((params.height + 2) * stride_)), next_(now_.size()),
+    : params_(params), kernel_(kernel), states_(static_cast<size_t>(params.cells() + SLACK)),
+      bordered_(static_cast<size_t>(params.height * (params.width + 2) + SLACK)),
+      rows_(static_cast<size_t>((params.height + 2) * params.width + SLACK)),
+      grid_{params.num_states, params.height, params.width, bordered_.data(), rows_.data()},
       sampling_{1.0f / params.temperature, LOGIT_WINDOW * params.temperature, params.identity_bias} {
-  for (int cell = 0; cell < params.cells(); ++cell) {
-    offsets_.push_back((cell / params.width + 1) * stride_ + cell % params.width + 1);
-  }
-  while (offsets_.size() % 64) offsets_.push_back(offsets_.back());
-  scratch_states_.resize(offsets_.size());
-  rows_.resize(now_.size());
   const RuleShape shape(params);
   conv0_.resize(static_cast<size_t>(shape.conv0));
   conv1_.resize(static_cast<size_t>(shape.conv1));
@@ -32,9 +28,8 @@ void Runner::use_candidate(uint64_t seed, uint32_t candidate) {
 }
 
 void Runner::start_at(const uint8_t* states) {
-  for (int cell = 0; cell < params_.cells(); ++cell) place(cell) = states[cell];
-  fill_border();
-  steps_done_ = 0;
+  std::copy_n(states, params_.cells(), states_.begin());
+  begin();
 }
 
 void Runner::start_at_random(const Stream& stream) {
@@ -52,26 +47,15 @@ void Runner::start_at_random(const Stream& stream) {
         const float target = unit_uniform(bits.word[k]) * total;
         for (int s = 0; s + 1 < states; ++s) state += cumulative[s] <= target;
       }
-      place(first + k) = static_cast<uint8_t>(state);
+      states_[static_cast<size_t>(first + k)] = static_cast<uint8_t>(state);
     }
   }
-  fill_border();
-  steps_done_ = 0;
+  begin();
 }
 
 void Runner::advance(int steps, const Stream& noise) {
-  const Grid grid{params_.num_states, params_.height,  params_.width,          params_.cells(),
-                  stride_,            offsets_.data(), scratch_states_.data(), rows_.data()};
-  for (int i = 0; i < steps; ++i) {
-    kernel_.step(grid, rule_, sampling_, noise, steps_done_++, now_.data(), next_.data());
-    now_.swap(next_);
-    fill_border();
-  }
-}
-
-void Runner::copy_states(uint8_t* states) const {
-  for (int row = 0; row < params_.height; ++row) {
-    std::copy_n(&now_[static_cast<size_t>((row + 1) * stride_ + 1)], params_.width, states + row * params_.width);
+  for (int i = 0; i < steps && !settled_; ++i) {
+    settled_ = kernel_.step(grid_, rule_, sampling_, noise, steps_done_++, states_.data());
   }
 }
 
@@ -85,17 +69,6 @@ void Runner::shared_categorical(const Stream& stream, float* cumulative, float& 
     best = std::max(best, logits[s]);
   }
   for (int s = 0; s < params_.num_states; ++s) cumulative[s] = total += exp32(logits[s] - best);
-}
-
-void Runner::fill_border() {
-  const int height = params_.height, width = params_.width;
-  for (int row = 1; row <= height; ++row) {
-    uint8_t* cells = &now_[static_cast<size_t>(row * stride_)];
-    cells[0] = cells[width];
-    cells[width + 1] = cells[1];
-  }
-  std::copy_n(&now_[static_cast<size_t>(height * stride_)], stride_, now_.data());
-  std::copy_n(&now_[static_cast<size_t>(stride_)], stride_, &now_[static_cast<size_t>((height + 1) * stride_)]);
 }
 
 }  // namespace nca
