@@ -9,6 +9,7 @@ FLAGS_OF_FILE = {"rollout_avx2.cpp": ["-mavx2", "-mfma"]}
 SOURCES = [
     "bind",
     "deflate_block",
+    "deflate_chains",
     "deflate_fast",
     "deflate_size",
     "rollout_avx2",
@@ -20,6 +21,7 @@ SOURCES = [
 HEADERS = [
     "counter_rng",
     "deflate_block",
+    "deflate_chains",
     "deflate_fast",
     "deflate_size",
     "float_math",

@@ -13,13 +13,11 @@ constexpr int MAX_CODE_BITS = 15;
 constexpr int MAX_LENGTH_CODE_BITS = 7;
 constexpr int NUM_LENGTH_CODES = 19;
 constexpr int COPY_PREVIOUS = 16, SHORT_ZEROS = 17, LONG_ZEROS = 18;
-constexpr int FIRST_LENGTH_SYMBOL = 257;
 constexpr int ENTROPY_SCALE = 1 << 12;
 constexpr int MOST_SYMBOLS = MAX_DISTANCE + 2;
 
 struct Tables {
-  uint8_t length_symbol[MAX_MATCH + 1];        // minus FIRST_LENGTH_SYMBOL
-  uint8_t distance_symbol[MAX_DISTANCE + 1];
+  MatchSymbols symbols = {};
   uint8_t literal_extra[NUM_LITERAL_CODES];
   uint8_t distance_extra[NUM_DISTANCE_CODES];
   uint8_t static_length[NUM_LITERAL_CODES];
@@ -30,16 +28,17 @@ struct Tables {
     int value = 3;
     for (int symbol = 0; symbol < 28; ++symbol) {
       const int extra = symbol < 8 ? 0 : symbol / 4 - 1;
-      literal_extra[FIRST_LENGTH_SYMBOL + symbol] = static_cast<uint8_t>(extra);
-      for (int i = 0; i < 1 << extra && value <= MAX_MATCH; ++i) length_symbol[value++] = static_cast<uint8_t>(symbol);
+      literal_extra[LENGTH_SYMBOL_3 + symbol] = static_cast<uint8_t>(extra);
+      for (int i = 0; i < 1 << extra && value <= MAX_MATCH; ++i) symbols.length[value++] = static_cast<uint8_t>(symbol);
     }
-    length_symbol[MAX_MATCH] = 28;  // the longest match has a symbol of its own, without extra bits
+    symbols.length[MAX_MATCH] = 28;  // the longest match has a symbol of its own, without extra bits
+    symbols.distance[0] = NO_DISTANCE;
     value = 1;
     for (int symbol = 0; symbol < NUM_DISTANCE_CODES; ++symbol) {
       const int extra = symbol < 4 ? 0 : symbol / 2 - 1;
       distance_extra[symbol] = static_cast<uint8_t>(extra);
       for (int i = 0; i < 1 << extra && value <= MAX_DISTANCE; ++i) {
-        distance_symbol[value++] = static_cast<uint8_t>(symbol);
+        symbols.distance[value++] = static_cast<uint8_t>(symbol);
       }
     }
     for (int s = 0; s < NUM_LITERAL_CODES; ++s) {
@@ -60,14 +59,15 @@ const Tables tables;
 template <int SYMBOLS, int LIMIT>
 class Code {
  public:
-  int last = -1;                      // greatest symbol with a code
-  uint8_t length[SYMBOLS + 1] = {};
+  int last = -1;                 // greatest symbol with a code
+  uint8_t length[2 * SYMBOLS];   // of symbols up to the last, then depths of inner nodes
 
   // Returns the bits of all symbols, without extra bits.
   int build(const uint16_t* counts) {
     collect(counts);
     for (int k = size_ / 2; k >= 1; --k) sift_down(k);
     int next = SYMBOLS;
+    uint32_t bits = 0;
     while (size_ >= 2) {
       const uint32_t first = heap_[1];
       heap_[1] = heap_[size_];
@@ -77,10 +77,12 @@ class Code {
       settle(first, next);
       settle(second, next);
       const uint32_t depth = std::max(first & DEPTH_MASK, second & DEPTH_MASK);
-      heap_[1] = (first & COUNT_MASK) + (second & COUNT_MASK) + depth + ONE_DEEPER + static_cast<uint32_t>(next++);
+      const uint32_t count = (first & COUNT_MASK) + (second & COUNT_MASK);
+      bits += count >> COUNT_SHIFT;
+      heap_[1] = count + depth + ONE_DEEPER + static_cast<uint32_t>(next++);
       sift_down(1);
     }
-    return assign(next - 1) - forced_;
+    return assign(next - 1, static_cast<int>(bits)) - forced_;
   }
 
  private:
@@ -91,29 +93,35 @@ class Code {
 
   void collect(const uint16_t* counts) {
     for (int s = 0; s < SYMBOLS; ++s) {
-      if (counts[s]) put(s, counts[s]);
+      heap_[size_ + 1] = static_cast<uint32_t>(counts[s]) << COUNT_SHIFT | static_cast<uint32_t>(s);
+      size_ += counts[s] != 0;
     }
+    if (size_ > 0) last = static_cast<int>(heap_[size_] & ID_MASK);
     while (size_ < 2) {  // a code has at least two symbols; those added count once here and cost nothing in the end
-      put(last < 2 ? last + 1 : 0, 1);
+      const int symbol = last < 2 ? last + 1 : 0;
+      heap_[++size_] = 1u << COUNT_SHIFT | static_cast<uint32_t>(symbol);
+      last = std::max(last, symbol);
       ++forced_;
     }
-    for (int k = size_ + 1; k <= 2 * size_ + 1; ++k) heap_[k] = NOTHING;
+    std::fill_n(length, last + 1, uint8_t{0});
+    std::fill_n(heap_ + size_ + 1, size_ + 1, NOTHING);
   }
 
-  void put(int symbol, uint32_t count) {
-    heap_[++size_] = count << COUNT_SHIFT | static_cast<uint32_t>(symbol);
-    last = std::max(last, symbol);
-  }
-
+  // The node at k sinks below lesser ones. It goes on to the bottom, so that no branch depends on the data: where the
+  // node that sinks is no greater than the lesser child, the two change parts, and what sinks on is that child, which
+  // ends where it was. Beyond the last there is NOTHING.
   void sift_down(int k) {
-    const uint32_t moved = heap_[k];
-    for (int child = 2 * k;; child = 2 * k) {  // beyond the last there is NOTHING, which is never less
+    uint32_t sinking = heap_[k];
+    for (int most = k; 2 * most <= size_; most *= 2) {
+      int child = 2 * k;
       child += heap_[child + 1] <= (heap_[child] | ID_MASK);
-      if (moved <= (heap_[child] | ID_MASK)) break;
-      heap_[k] = heap_[child];
+      const uint32_t lesser = heap_[child];
+      const uint32_t change = (sinking ^ lesser) & -static_cast<uint32_t>(sinking <= (lesser | ID_MASK));
+      heap_[k] = lesser ^ change;
+      sinking ^= change;
       k = child;
     }
-    heap_[k] = moved;
+    heap_[k] = sinking;
   }
 
   void settle(uint32_t node, int parent) {
@@ -122,28 +130,28 @@ class Code {
   }
 
   // Lengths from the root down, in the reverse of the order of settling; too long ones are cut to the limit and paid
-  // for by the deepest shorter ones.
-  int assign(int root) {
-    int with_length[LIMIT + 1] = {};
-    int excess = 0, bits = 0;
-    depth_[root] = 0;
+  // for by the deepest shorter ones. `bits` are those of the tree without a limit.
+  int assign(int root, int bits) {
+    int longest = 0;
+    length[root] = 0;
     for (int i = settled_ - 1; i >= 0; --i) {
-      const int id = static_cast<int>(order_[i] & ID_MASK);
-      int here = depth_[parent_[id]] + 1;
-      if (here > LIMIT) {
-        here = LIMIT;
-        ++excess;
-      }
-      depth_[id] = static_cast<uint8_t>(here);
-      if (id >= SYMBOLS) continue;
-      ++with_length[here];
+      const uint32_t id = order_[i] & ID_MASK;
+      const int here = length[parent_[id]] + 1;
       length[id] = static_cast<uint8_t>(here);
-      bits += here * static_cast<int>(order_[i] >> COUNT_SHIFT);
+      longest = std::max(longest, here);
     }
-    return excess == 0 ? bits : shorten(with_length, excess);
+    return longest <= LIMIT ? bits : shorten();
   }
 
-  int shorten(int* with_length, int excess) {
+  int shorten() {
+    int with_length[LIMIT + 1] = {};
+    int excess = 0;
+    for (int i = settled_ - 1; i >= 0; --i) {
+      const uint32_t id = order_[i] & ID_MASK;
+      excess += length[id] > LIMIT;
+      length[id] = std::min<uint8_t>(length[id], LIMIT);
+      with_length[length[id]] += id < SYMBOLS;
+    }
     for (; excess > 0; excess -= 2) {
       int donor = LIMIT - 1;
       while (with_length[donor] == 0) --donor;
@@ -168,7 +176,6 @@ class Code {
   uint32_t heap_[2 * SYMBOLS + 4];
   uint32_t order_[2 * SYMBOLS];
   uint16_t parent_[2 * SYMBOLS];
-  uint8_t depth_[2 * SYMBOLS];
 };
 
 // Counts how the lengths of symbols 0 .. last are told: themselves, as copies of the one before, or as runs of zeros.
@@ -196,21 +203,18 @@ void count_lengths(const uint8_t* lengths, int last, uint16_t* counts) {
 
 int extra_bits(const BlockCounts& counts) {
   int bits = 0;
-  for (int s = FIRST_LENGTH_SYMBOL; s < NUM_LITERAL_CODES; ++s) bits += counts.literal[s] * tables.literal_extra[s];
+  for (int s = LENGTH_SYMBOL_3; s < NUM_LITERAL_CODES; ++s) bits += counts.literal[s] * tables.literal_extra[s];
   for (int s = 0; s < NUM_DISTANCE_CODES; ++s) bits += counts.distance[s] * tables.distance_extra[s];
   return bits;
 }
 
 }  // namespace
 
+const MatchSymbols& match_symbols = tables.symbols;
+
 void BlockCounts::clear() {
   memset(this, 0, sizeof *this);
   literal[END_OF_BLOCK] = 1;
-}
-
-void BlockCounts::add_match(int length, int bytes_back) {
-  ++literal[FIRST_LENGTH_SYMBOL + tables.length_symbol[length]];
-  ++distance[tables.distance_symbol[bytes_back]];
 }
 
 int static_bits(const BlockCounts& counts) {

@@ -15,28 +15,17 @@ constexpr int GOOD_LENGTH = 32;          // after a match of this length a searc
 constexpr int GOOD_CANDIDATES = 1024;    // after so many candidates
 constexpr int HEADER_AND_TRAILER_BYTES = 10 + 8;
 constexpr int STORED_HEADER_BYTES = 1 + 4;
-constexpr int FRONT = 8;                 // bytes that may be read before the beginning, and
-constexpr int SLACK = MAX_MATCH + 8;     // bytes that may be read behind the end; they decide nothing
 
-// Families of three bytes with two zeros, each 256 wide; three zeros are number 0.
-constexpr uint32_t FIRST_SET = 0, LAST_SET = 256, MIDDLE_SET = 512, NUM_THREES = 768;
-
-template <class T>
-T load(const uint8_t* from) {
-  T value;
+uint64_t load(const uint8_t* from) {
+  uint64_t value;
   memcpy(&value, from, sizeof value);
   return value;
-}
-
-template <class T>
-void store(uint8_t* to, T value) {  // little-endian processors only, as for the datasets
-  memcpy(to, &value, sizeof value);
 }
 
 // Equal leading bytes of a and b, at most `most`; reads up to seven bytes further.
 int equal_bytes(const uint8_t* a, const uint8_t* b, int most) {
   for (int n = 0; n < most; n += 8) {
-    const uint64_t different = load<uint64_t>(a + n) ^ load<uint64_t>(b + n);
+    const uint64_t different = load(a + n) ^ load(b + n);
     if (different) return std::min(n + __builtin_ctzll(different) / 8, most);
   }
   return most;
@@ -46,8 +35,8 @@ int equal_bytes(const uint8_t* a, const uint8_t* b, int most) {
 struct LongerThan {
   LongerThan(const uint8_t* here, int length)
       : offset(length - 7), ignored(length < 7 ? 8 * (7 - length) : 0),
-        wanted(load<uint64_t>(here + offset) >> ignored) {}
-  bool possible(const uint8_t* there) const { return load<uint64_t>(there + offset) >> ignored == wanted; }
+        wanted(load(here + offset) >> ignored) {}
+  bool possible(const uint8_t* there) const { return load(there + offset) >> ignored == wanted; }
 
   int offset, ignored;
   uint64_t wanted;
@@ -71,12 +60,9 @@ int gzip_bytes_of(const BlockCounts& counts, int bytes) {
 
 }  // namespace
 
-inline uint8_t DeflateFast::byte(int position) const { return buffer_[static_cast<size_t>(FRONT + position)]; }
+DeflateFast::DeflateFast() : chains_(std::make_unique<TokenChains>()) {}
 
-DeflateFast::DeflateFast()
-    : packed_(FRONT + 2 * MAX_TOKENS + SLACK), buffer_(FRONT + 4 * MAX_TOKENS + SLACK), same_word_(MAX_TOKENS + 1),
-      same_quad_(MAX_TOKENS + 1), same_three_(4 * MAX_TOKENS), last_word_(1 << 16), last_quad_(1 << 16),
-      last_three_(NUM_THREES) {}
+inline uint8_t DeflateFast::byte(int position) const { return chains_->bytes()[position]; }
 
 bool DeflateFast::covers(const Params& params) {
   if (params.score_token_bytes != 4 || params.score_bytes() > 4 * MAX_TOKENS) return false;
@@ -108,10 +94,14 @@ int DeflateFast::accept(const uint16_t* tokens, int count, int64_t low, int64_t 
 // One round goes through the four bytes of a token, from the one that the last match left next; each kind of byte has
 // its own code, for the sake of branch prediction.
 bool DeflateFast::parse(const uint16_t* tokens, int count) {
-  read(tokens, count);
+  count_ = count;
+  bytes_ = 4 * count;
+  shared_word_ = 0;
+  chains_->read(tokens, count);
   counts_.clear();
-  Cursor at = {0, {2, 0}, false, true};
+  Cursor at = {0, {2, 0}, true};
   while (at.position < bytes_ && at.known) {
+    if (at.before.length < SHORTEST_MATCH && (at.position & 3) < 2) at.position = run_steps(at.position);
     switch (at.position & 3) {
       case 0:
         if (!advance<0>(at)) break;
@@ -126,8 +116,23 @@ bool DeflateFast::parse(const uint16_t* tokens, int count) {
         advance<3>(at);
     }
   }
-  if (at.waiting) counts_.add_literal(byte(bytes_ - 1));
+  counts_.literal[NO_LITERAL] = counts_.distance[NO_DISTANCE] = 0;
   return at.known;
+}
+
+// Goes from step to step, without a branch that depends on the data, up to the first byte that needs more.
+int DeflateFast::run_steps(int position) {
+  const TokenChains::Steps* steps = chains_->steps;
+  const uint16_t* at = steps[position % 4].advance + position / 4;
+  const auto row = [&](const uint16_t* first) { return at[first - steps[0].advance]; };
+  for (int advance; (advance = static_cast<int16_t>(*at)) != 0; at += advance) {
+    ++counts_.literal[row(steps[0].before)];
+    ++counts_.literal[row(steps[0].match)];
+    ++counts_.literal[row(steps[0].after)];
+    ++counts_.distance[match_symbols.distance[row(steps[0].distance)]];
+  }
+  const int place = static_cast<int>(at - steps[0].advance);
+  return place < TokenChains::STEPS ? 4 * place : 4 * (place - TokenChains::STEPS) + 1;
 }
 
 // zlib's lazy choice: a match waits for the next byte's, and is taken unless that is longer. Returns whether the
@@ -136,64 +141,23 @@ template <int PART>
 inline __attribute__((always_inline)) bool DeflateFast::advance(Cursor& at) {
   const bool room = PART < 2 || bytes_ - at.position >= SHORTEST_MATCH;
   const Match here = room && at.before.length < MAX_MATCH ? longest<PART>(at.position, at.before.length) : Match{2, 0};
-  if (at.before.length >= SHORTEST_MATCH && here.length <= at.before.length) {
-    counts_.add_match(at.before.length, at.before.distance);
-    at.position += at.before.length - 1;
-    at.before = {2, 0};
-    at.waiting = false;
-    return false;
+  if (at.before.length >= SHORTEST_MATCH) {
+    if (here.length <= at.before.length) {
+      counts_.add_match(at.before.length, at.before.distance);
+      at.position += at.before.length - 1;
+      at.before = {2, 0};
+      return false;
+    }
+    if (at.before.length >= GOOD_LENGTH && gives_up(at.position, here.distance)) {
+      at.known = false;
+      return false;
+    }
+    counts_.add_literal(byte(at.position - 1));
   }
-  if (at.before.length >= GOOD_LENGTH && gives_up(at.position, here.distance)) {
-    at.known = false;
-    return false;
-  }
-  if (at.waiting) counts_.add_literal(byte(at.position - 1));
+  if (here.length < SHORTEST_MATCH) counts_.add_literal(byte(at.position));
   at.before = here;
-  at.waiting = true;
   ++at.position;
   return true;
-}
-
-// Fills both forms of the stream and the chains. zlib never matches position 0, so it is on no chain.
-void DeflateFast::read(const uint16_t* tokens, int count) {
-  count_ = count;
-  bytes_ = 4 * count;
-  shared_word_ = 0;
-  uint8_t *packed = packed_.data() + FRONT, *buffer = buffer_.data() + FRONT;
-  for (int w = 0; w < count; ++w) {
-    const uint32_t token = tokens[w];
-    store(packed + 2 * w, static_cast<uint16_t>(token));
-    store(buffer + 4 * w, token);
-  }
-  uint16_t *last_word = last_word_.data(), *last_quad = last_quad_.data(), *last_three = last_three_.data();
-  uint16_t *same_word = same_word_.data(), *same_quad = same_quad_.data(), *same_three = same_three_.data();
-  const auto link = [&](int position, uint32_t three) {
-    same_three[position] = last_three[three];
-    last_three[three] = static_cast<uint16_t>(position);
-  };
-  uint32_t before = 0;  // the high byte of the word before
-  for (int w = 0; w < count; ++w) {
-    const uint32_t token = tokens[w], low = token & 0xFF, high = token >> 8;
-    if (w > 0) {
-      const uint32_t quad = before << 8 | low;
-      same_word[w] = last_word[token];
-      last_word[token] = static_cast<uint16_t>(w);
-      same_quad[w] = last_quad[quad];
-      last_quad[quad] = static_cast<uint16_t>(w);
-      link(4 * w - 2, low ? LAST_SET + low : 0);  // 0, 0, low
-      if (low == 0 || high == 0) {
-        link(4 * w - 1, low ? MIDDLE_SET + low : high ? LAST_SET + high : 0);  // 0, low, high
-        link(4 * w, high ? MIDDLE_SET + high : FIRST_SET + low);               // low, high, 0
-      }
-    }
-    link(4 * w + 1, FIRST_SET + high);  // high, 0, 0
-    before = high;
-  }
-  for (int w = 1; w < count; ++w) {
-    last_word[tokens[w]] = 0;
-    last_quad[(tokens[w - 1] & 0xFF00) | (tokens[w] & 0xFF)] = 0;
-  }
-  memset(last_three, 0, NUM_THREES * sizeof *last_three);
 }
 
 // The longest match that starts at `position`, the nearest of several; one no longer than `floor` may be left out.
@@ -210,29 +174,34 @@ inline __attribute__((always_inline)) DeflateFast::Match DeflateFast::longest(in
   const bool more = PART != 1 || word < count_;
   const bool zero = PART == 1 ? byte(position) == 0 || (more && byte(position + 3) == 0)
                               : byte(position + LEAD) == 0 || byte(position + LEAD + 1) == 0;
-  if (zero) return same_three_[position] ? walk(position, floor) : Match{2, 0};
+  if (zero) return walk(position, floor);
   if (PART == 1) {
-    if (more && same_quad_[word]) return longest_words(same_quad_.data(), word, LEAD, floor);
-  } else if (same_word_[word]) {
+    if (more && chains_->same_quad[word]) {
+      const Match match = longest_words(chains_->same_quad, word, 1, LEAD, floor);
+      return match.distance ? match : Match{4, 4 * (word - chains_->same_quad[word])};
+    }
+  } else if (chains_->same_word[word]) {
     if (shared_word_ == word) return {shared_.length + LEAD, shared_.distance};
-    const Match match = longest_words(same_word_.data(), word, LEAD, floor);
-    if (match.distance && match.length < MAX_MATCH - 3) {
+    const Match match = longest_words(chains_->longer, word, 0, LEAD, floor);
+    if (match.distance == 0) return {4 + LEAD, 4 * (word - chains_->same_word[word])};
+    if (match.length < MAX_MATCH - 3) {
       shared_word_ = word;
       shared_ = {match.length - LEAD, match.distance};
     }
     return match;
   }
-  if (PART == 0 || PART == 3 || same_three_[position] == 0) return {2, 0};
-  return {SHORTEST_MATCH, position - same_three_[position]};
+  if (PART == 0 || PART == 3 || chains_->three_before(position) == 0) return {2, 0};
+  return {SHORTEST_MATCH, position - chains_->three_before(position)};
 }
 
-// The longest match that begins `lead` bytes before `word`: of the chain's candidates the nearest of those that agree
-// longest from there on, or the first that makes the longest match there can be.
-DeflateFast::Match DeflateFast::longest_words(const uint16_t* chain, int word, int lead, int floor) const {
-  const uint8_t* words = packed_.data() + FRONT;
+// The longest match that begins at `word`, or at the high byte before it (`back` 1), or `lead` bytes before the former:
+// of the chain's candidates the nearest of those that agree longest, if in three bytes of tokens or more, or the first
+// that makes the longest match there can be.
+DeflateFast::Match DeflateFast::longest_words(const uint16_t* chain, int word, int back, int lead, int floor) const {
+  const uint8_t* words = reinterpret_cast<const uint8_t*>(chains_->words()) - back;
   const uint8_t* here = words + 2 * word;
-  const int enough = std::min(packed(MAX_MATCH - lead), 2 * (count_ - word));
-  int best = std::max(packed(floor + 1 - lead) - 1, 0), source = 0;
+  const int enough = back + std::min(packed(MAX_MATCH - lead), 2 * (count_ - word));
+  int best = std::max(back + packed(floor + 1 - lead) - 1, 2), source = 0;
   if (best >= enough) return {2, 0};
   LongerThan longer(here, best);
   for (int candidate = chain[word]; candidate; candidate = chain[candidate]) {
@@ -246,27 +215,32 @@ DeflateFast::Match DeflateFast::longest_words(const uint16_t* chain, int word, i
     longer = LongerThan(here, best);
   }
   if (source == 0) return {2, 0};
-  return {std::min(unpacked(best) + lead, MAX_MATCH), 4 * (word - source)};
+  return {std::min(unpacked(best - back) + lead, MAX_MATCH), 4 * (word - source)};
 }
 
-// At the bytes of a chain, whose candidates all agree in three.
+// Where three of the next four bytes are zeros: of the places with the same four the nearest of those that agree
+// longest, else the nearest with the same three.
 DeflateFast::Match DeflateFast::walk(int position, int floor) const {
-  const uint8_t* bytes = buffer_.data() + FRONT;
+  const uint8_t* bytes = chains_->bytes();
   const uint8_t* here = bytes + position;
   const int enough = std::min(MAX_MATCH, bytes_ - position);
-  if (floor >= enough) return {2, 0};
-  Match match = {floor, 0};
-  LongerThan longer(here, floor);
-  for (int candidate = same_three_[position]; candidate; candidate = same_three_[candidate]) {
-    const uint8_t* there = bytes + candidate;
-    if (!longer.possible(there)) continue;
-    const int equal = equal_bytes(here, there, enough);
-    if (equal <= match.length) continue;
-    match = {equal, position - candidate};
-    if (equal >= enough) break;
-    longer = LongerThan(here, equal);
+  int best = std::max(floor, SHORTEST_MATCH), source = 0;
+  if (best < enough) {
+    LongerThan longer(here, best);
+    for (int candidate = chains_->four_before(position); candidate; candidate = chains_->four_before(candidate)) {
+      const uint8_t* there = bytes + candidate;
+      if (!longer.possible(there)) continue;
+      const int equal = equal_bytes(here, there, enough);
+      if (equal <= best) continue;
+      best = equal;
+      source = candidate;
+      if (equal >= enough) break;
+      longer = LongerThan(here, equal);
+    }
+    if (source) return {best, position - source};
   }
-  return match.distance ? match : Match{2, 0};
+  const int three = chains_->three_before(position);
+  return three && floor < SHORTEST_MATCH ? Match{SHORTEST_MATCH, position - three} : Match{2, 0};
 }
 
 // Whether zlib's search at `position`, after a long match, ends before it comes to the match found here. Its chains
@@ -275,9 +249,9 @@ DeflateFast::Match DeflateFast::walk(int position, int floor) const {
 bool DeflateFast::gives_up(int position, int distance) const {
   if (distance <= GOOD_CANDIDATES) return false;
   const auto hash = [](const uint8_t* three) { return (three[0] << 10 ^ three[1] << 5 ^ three[2]) & 0x7FFF; };
-  const int wanted = hash(buffer_.data() + FRONT + position);
+  const int wanted = hash(chains_->bytes() + position);
   int candidates = 0;
-  for (int i = position - distance; i < position; ++i) candidates += hash(buffer_.data() + FRONT + i) == wanted;
+  for (int i = position - distance; i < position; ++i) candidates += hash(chains_->bytes() + i) == wanted;
   return candidates > GOOD_CANDIDATES;
 }
 

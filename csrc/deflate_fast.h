@@ -10,9 +10,9 @@
 #include <stdint.h>
 
 #include <memory>
-#include <vector>
 
 #include "deflate_block.h"
+#include "deflate_chains.h"
 
 namespace nca {
 
@@ -21,7 +21,7 @@ struct Params;
 // One per thread.
 class DeflateFast {
  public:
-  static constexpr int MAX_TOKENS = 1024;
+  static constexpr int MAX_TOKENS = TokenChains::MAX_TOKENS;
   static constexpr int UNKNOWN = -1;
 
   DeflateFast();
@@ -44,31 +44,25 @@ class DeflateFast {
   struct Cursor {
     int position;
     Match before;  // of the byte before, if it waits; length 2 for none
-    bool waiting;
     bool known;    // false where zlib would give up a search
   };
 
   bool parse(const uint16_t* tokens, int count);
-  void read(const uint16_t* tokens, int count);
+  int run_steps(int position);
   template <int PART>
   bool advance(Cursor& at);
   template <int PART>
   Match longest(int position, int floor);
-  Match longest_words(const uint16_t* chain, int word, int lead, int floor) const;
+  Match longest_words(const uint16_t* chain, int word, int back, int lead, int floor) const;
   Match walk(int position, int floor) const;
   bool gives_up(int position, int distance) const;
   uint8_t byte(int position) const;
 
   int count_ = 0, bytes_ = 0;
-  std::vector<uint8_t> packed_;  // (low, high) of every token
-  std::vector<uint8_t> buffer_;  // (low, high, 0, 0)
-  // Nearest earlier place with the same start, 0 for none. Words: the same token. Quads, by the word that they end in:
-  // the same high byte before and low byte of the word. Bytes: the same three bytes, two of which are zero.
-  std::vector<uint16_t> same_word_, same_quad_, same_three_;
-  std::vector<uint16_t> last_word_, last_quad_, last_three_;
   int shared_word_ = 0;      // whose best match, from its first byte on, is known and short of the longest possible
   Match shared_ = {0, 0};
   BlockCounts counts_;
+  std::unique_ptr<TokenChains> chains_;
 };
 
 }  // namespace nca
