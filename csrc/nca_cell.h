@@ -62,9 +62,12 @@ NCA_FN Row cell_features(const RuleTables& rule, const uint16_t* const (&rows)[R
 
 // How a tile of cells is laid out: PACK vectors side by side share every broadcast weight, and BLOCK states are summed
 // at a time, so that their PACK x BLOCK sums stay in registers. Neither changes the order of any sum.
+template <class Real>
+constexpr int TILE_CELLS = Real::PACK * Real::WIDTH;
+
 template <class Real, int S, int FIRST>
 NCA_FN void logit_block(const RuleTables& rule, const Real (&hidden)[NUM_HIDDEN][Real::PACK],
-                        Real (&logits)[S][Real::PACK]) {
+                        float (&logits)[S][TILE_CELLS<Real>]) {
   constexpr int BLOCKS = (S + Real::BLOCK - 1) / Real::BLOCK, EVEN = (S + BLOCKS - 1) / BLOCKS;
   constexpr int COUNT = S - FIRST < EVEN ? S - FIRST : EVEN;
   Real sum[COUNT][Real::PACK];
@@ -79,14 +82,14 @@ NCA_FN void logit_block(const RuleTables& rule, const Real (&hidden)[NUM_HIDDEN]
     }
   }
   for (int s = 0; s < COUNT; ++s) {
-    for (int p = 0; p < Real::PACK; ++p) logits[FIRST + s][p] = sum[s][p];
+    for (int p = 0; p < Real::PACK; ++p) sum[s][p].store(&logits[FIRST + s][p * Real::WIDTH]);
   }
   if constexpr (FIRST + COUNT < S) logit_block<Real, S, FIRST + COUNT>(rule, hidden, logits);
 }
 
 template <class Real, int S>
 NCA_FN void cell_logits(const RuleTables& rule, const Real (&features)[NUM_FEATURES][Real::PACK],
-                        Real (&logits)[S][Real::PACK]) {
+                        float (&logits)[S][TILE_CELLS<Real>]) {
   Real hidden[NUM_HIDDEN][Real::PACK];
   NCA_ROLLED
   for (int j = 0; j < NUM_HIDDEN; ++j) {
@@ -106,13 +109,13 @@ NCA_FN void cell_logits(const RuleTables& rule, const Real (&features)[NUM_FEATU
 constexpr int TALLY_ONE = 256;
 
 template <class Real, int S>
-NCA_FN void cell_tally(const Real (&logits)[S][Real::PACK], int p, float window, Real& best,
-                       typename Real::Tally& tally) {
-  best = logits[0][p];
-  for (int s = 1; s < S; ++s) best = larger(best, logits[s][p]);
+NCA_FN typename Real::Tally cell_tally(const float (&logits)[S][TILE_CELLS<Real>], int first, float window) {
+  Real best = Real::load(&logits[0][first]);
+  for (int s = 1; s < S; ++s) best = larger(best, Real::load(&logits[s][first]));
   const Real least = best - window;
-  tally = typename Real::Tally{};
-  for (int s = 0; s < S; ++s) tally = add_where_at_least(tally, logits[s][p], least, TALLY_ONE + s);
+  typename Real::Tally tally{};
+  for (int s = 0; s < S; ++s) tally = add_where_at_least(tally, Real::load(&logits[s][first]), least, TALLY_ONE + s);
+  return tally;
 }
 
 // Categorical sample of softmax(logits / T) by inversion, over the logits within the window of the best. The best is

@@ -31,6 +31,11 @@ struct Params {
   int cells() const { return height * width; }
   int channels() const { return wrap_channels ? num_states + 2 : num_states; }
   int patches() const { return (height / patch) * (width / patch); }
+  uint32_t start_token() const {  // the token after those of all patches; the end token follows
+    uint32_t token = 1;
+    for (int i = 0; i < patch * patch; ++i) token *= static_cast<uint32_t>(num_states);
+    return token;
+  }
   int document_tokens() const { return num_frames * (patches() + 2); }
   int score_bytes() const { return score_frames * (patches() + (score_delimiters ? 2 : 0)) * score_token_bytes; }
 };

@@ -13,13 +13,17 @@ struct Row {
   static constexpr int CELLS = 2;
   __m256 value;
 
-  NCA_LANE Row broadcast(const Features& features) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(features.value))}; }
+  NCA_LANE Row broadcast(const Features& features) {
+    return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(features.value))};
+  }
+  NCA_LANE Row load(const Features* pair) { return {_mm256_loadu_ps(pair->value)}; }
   NCA_LANE Row load(const Features* table, const uint16_t* const (&cells)[CELLS], int offset) {
     const double* halves = reinterpret_cast<const double*>(table);  // only to address in steps of 8 bytes
     const float* first = reinterpret_cast<const float*>(halves + cells[0][offset]);
     const float* second = reinterpret_cast<const float*>(halves + cells[1][offset]);
     return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(first)), _mm_load_ps(second), 1)};
   }
+  __attribute__((always_inline)) void store(Features* pair) const { _mm256_storeu_ps(pair->value, value); }
 };
 
 NCA_LANE Row add(Row a, Row b) { return {_mm256_add_ps(a.value, b.value)}; }
@@ -67,11 +71,32 @@ NCA_LANE Lanes::Tally add_where_at_least(Lanes::Tally tally, Lanes logit, Lanes 
   return {_mm256_add_epi32(tally.value, _mm256_and_si256(mask, _mm256_set1_epi32(what)))};
 }
 
+struct Slots {
+  static constexpr int COUNT = 4;
+  __m256i value;
+
+  NCA_LANE Slots broadcast(uint32_t word) { return {_mm256_set1_epi64x(static_cast<int64_t>(word))}; }
+  NCA_LANE Slots ascending(uint32_t first) {
+    return {_mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(first)), _mm256_setr_epi64x(0, 1, 2, 3))};
+  }
+  NCA_LANE void store(Slots a, Slots b, Slots c, Slots d, uint32_t* to) {
+    const __m256i ab = _mm256_blend_epi32(a.value, _mm256_slli_epi64(b.value, 32), 0xAA);
+    const __m256i cd = _mm256_blend_epi32(c.value, _mm256_slli_epi64(d.value, 32), 0xAA);
+    const __m256i even = _mm256_unpacklo_epi64(ab, cd), odd = _mm256_unpackhi_epi64(ab, cd);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute2x128_si256(even, odd, 0x20));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 8), _mm256_permute2x128_si256(even, odd, 0x31));
+  }
+};
+
+NCA_LANE Slots multiply(Slots a, uint32_t b) { return {_mm256_mul_epu32(a.value, _mm256_set1_epi64x(b))}; }
+NCA_LANE Slots high_half(Slots a) { return {_mm256_srli_epi64(a.value, 32)}; }
+NCA_LANE Slots exclusive_or(Slots a, Slots b) { return {_mm256_xor_si256(a.value, b.value)}; }
+
 #include "rollout_kernel_body.h"
 
 }  // namespace avx2
 
-const Kernel avx2_kernel = {"avx2", avx2::truncated_normals_kernel, avx2::step_kernel};
+const Kernel avx2_kernel = NCA_KERNEL(avx2);
 
 }  // namespace nca
 #endif

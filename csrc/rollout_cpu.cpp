@@ -72,7 +72,7 @@ void write_documents(const Params& params, uint64_t seed, const uint32_t* candid
     runner.start_at_random(Stream{seed, candidates[i], PURPOSE_EMIT_START, repeats[i]});
     for (int frame = 0; frame < params.num_frames; ++frame) {
       runner.advance(frame == 0 ? params.burn_in_steps : params.steps_per_frame, noise);
-      runner.put_tokens(true, [&](uint32_t token) { *out++ = static_cast<Token>(token); });
+      out = runner.put_tokens(true, out);
     }
   });
 }
@@ -82,7 +82,8 @@ class Scorer {
  public:
   Scorer(const Params& params, const Kernel& kernel)
       : params_(params), covered_(DeflateFast::covers(params)), runner_(params, kernel),
-        bytes_(static_cast<size_t>(params.score_bytes())), tokens_(covered_ ? bytes_.size() / 4 : 0) {}
+        bytes_(static_cast<size_t>(params.score_bytes())), tokens_(covered_ ? bytes_.size() / 4 : 0),
+        frame_(static_cast<size_t>(params.patches() + 2)) {}
 
   int64_t gzip_bytes(uint64_t seed, uint32_t candidate) {
     roll_out(seed, candidate);
@@ -102,19 +103,20 @@ class Scorer {
  private:
   void roll_out(uint64_t seed, uint32_t candidate) {
     const Stream noise{seed, candidate, PURPOSE_SCORE_NOISE, 0};
-    uint8_t* byte = bytes_.data();
     uint16_t* word = tokens_.data();
+    uint8_t* byte = bytes_.data();
     runner_.use_candidate(seed, candidate);
     runner_.start_at_random(Stream{seed, candidate, PURPOSE_SCORE_START, 0});
     for (int frame = 0; frame < params_.score_frames; ++frame) {
       runner_.advance(frame == 0 ? params_.burn_in_steps : params_.steps_per_frame, noise);
-      runner_.put_tokens(params_.score_delimiters, [&](uint32_t token) {
-        if (covered_) {
-          *word++ = static_cast<uint16_t>(token);
-        } else {
-          for (int b = 0; b < params_.score_token_bytes; ++b) *byte++ = static_cast<uint8_t>(token >> 8 * b);
-        }
-      });
+      if (covered_) {
+        word = runner_.put_tokens(params_.score_delimiters, word);
+        continue;
+      }
+      const uint32_t* end = runner_.put_tokens(params_.score_delimiters, frame_.data());
+      for (const uint32_t* token = frame_.data(); token != end; ++token) {
+        for (int b = 0; b < params_.score_token_bytes; ++b) *byte++ = static_cast<uint8_t>(*token >> 8 * b);
+      }
     }
   }
 
@@ -132,6 +134,7 @@ class Scorer {
   DeflateSize plain_;
   std::vector<uint8_t> bytes_;
   std::vector<uint16_t> tokens_;  // of a covered law; then bytes_ waits for a stream that is not
+  std::vector<uint32_t> frame_;
 };
 
 }  // namespace
@@ -146,10 +149,11 @@ void draw_rules(const Params& params, uint64_t seed, const uint32_t* candidates,
                 float* conv1, float* conv2, const Execution& execution) {
   const Kernel& kernel = find_kernel(execution.kernel);
   const RuleShape shape(params);
-  using Scratch = std::vector<float>;
-  deal<Scratch>(count, execution.threads, [] { return Scratch(); }, [&](Scratch& scratch, size_t i) {
-    draw_rule(params, kernel, seed, candidates[i], scratch, conv0 + i * shape.conv0, conv1 + i * shape.conv1,
-              conv2 + i * shape.conv2);
+  deal<RuleDraw>(count, execution.threads, [&] { return RuleDraw(params, kernel); }, [&](RuleDraw& draw, size_t i) {
+    const Weights weights = draw.weights(seed, candidates[i]);
+    std::copy_n(weights.conv0, shape.conv0, conv0 + i * shape.conv0);
+    std::copy_n(weights.conv1, shape.conv1, conv1 + i * shape.conv1);
+    std::copy_n(weights.conv2, shape.conv2, conv2 + i * shape.conv2);
   });
 }
 

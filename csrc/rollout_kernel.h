@@ -27,12 +27,20 @@ struct Grid {
 
 struct Kernel {
   const char* name;
-  // `count` standard normals truncated to two deviations; value i is word i % 4 of draw i / 4 of step 0.
-  void (*truncated_normals)(const Stream& stream, int count, float* values);
+  // The words of draws 0 .. of step 0, four a draw, in order: `count` of them, rounded up to whole groups (SLACK).
+  void (*words)(const Stream& stream, int count, uint32_t* words);
+  // `count` standard normals truncated to two deviations, each from its word.
+  void (*truncated_normals)(const uint32_t* words, int count, float* values);
+  // `count` samples of one categorical, each from its word; its logits are standard normals of `logit_words`.
+  void (*categorical)(const uint32_t* words, int count, const uint32_t* logit_words, int num_states, uint8_t* states);
+  // What the lookups of `step` need beside RuleTables::table.
+  void (*fill_tables)(int num_states, RuleTables& rule);
   // One update of all cells, row-major, in place. True if nothing was drawn and no state changed: then no further
   // update will change one.
   bool (*step)(const Grid& grid, const RuleTables& rule, const Sampling& sampling, const Stream& noise, uint32_t step,
                uint8_t* states);
+  // Patches row-major; the first cell of a patch is the least significant digit (released code utils/tokenizers.py).
+  void (*tokens)(const Grid& grid, int patch, const uint8_t* states, uint32_t* tokens);
 };
 
 extern const Kernel portable_kernel;

@@ -9,9 +9,11 @@ struct Row {
   Features features;
 
   static Row broadcast(const Features& features) { return {features}; }
+  static Row load(const Features* one) { return {*one}; }
   static Row load(const Features* table, const uint16_t* const (&cells)[CELLS], int offset) {
     return {table[cells[0][offset] / 2]};
   }
+  void store(Features* one) const { *one = features; }
 };
 
 static inline Row add(Row a, const Row& b) {
@@ -47,10 +49,26 @@ static inline int add_where_at_least(int tally, Lanes logit, Lanes least, int wh
   return tally + (logit.value >= least.value ? what : 0);
 }
 
+struct Slots {
+  static constexpr int COUNT = 1;
+  uint64_t value;
+
+  static Slots broadcast(uint32_t word) { return {word}; }
+  static Slots ascending(uint32_t first) { return {first}; }
+  static void store(Slots a, Slots b, Slots c, Slots d, uint32_t* to) {
+    const Slots words[4] = {a, b, c, d};
+    for (int k = 0; k < 4; ++k) to[k] = static_cast<uint32_t>(words[k].value);
+  }
+};
+
+static inline Slots multiply(Slots a, uint32_t b) { return {(a.value & 0xFFFFFFFFu) * b}; }
+static inline Slots high_half(Slots a) { return {a.value >> 32}; }
+static inline Slots exclusive_or(Slots a, Slots b) { return {a.value ^ b.value}; }
+
 #include "rollout_kernel_body.h"
 
 }  // namespace portable
 
-const Kernel portable_kernel = {"portable", portable::truncated_normals_kernel, portable::step_kernel};
+const Kernel portable_kernel = NCA_KERNEL(portable);
 
 }  // namespace nca

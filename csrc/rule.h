@@ -17,13 +17,27 @@ struct RuleShape {
 
   explicit RuleShape(const Params& p)
       : conv0(9 * p.channels() * NUM_FEATURES), conv1(NUM_FEATURES * NUM_HIDDEN), conv2(NUM_HIDDEN * p.num_states) {}
+
+  int total() const { return conv0 + conv1 + conv2; }
 };
 
-// The kernels of one candidate, in the layout of Weights.
-void draw_rule(const Params& params, const Kernel& kernel, uint64_t seed, uint32_t candidate,
-               std::vector<float>& scratch, float* conv0, float* conv1, float* conv2);
+// Draws rules. One per thread.
+class RuleDraw {
+ public:
+  RuleDraw(const Params& params, const Kernel& kernel);
 
-// Rule `n` of a batch, made ready to run.
-void prepare_rule(const Params& params, const Weights& weights, size_t n, RuleTables& rule);
+  // One candidate's kernels, its biases 0; good until the next call.
+  Weights weights(uint64_t seed, uint32_t candidate);
+
+ private:
+  const RuleShape shape_;
+  const Kernel& kernel_;
+  const float deviations_[3];
+  std::vector<uint32_t> words_;
+  std::vector<float> values_;  // conv0, conv1, conv2
+};
+
+// Rule `n` of a batch, made ready to run by `kernel`.
+void prepare_rule(const Params& params, const Kernel& kernel, const Weights& weights, size_t n, RuleTables& rule);
 
 }  // namespace nca

@@ -7,6 +7,7 @@
 
 #include "rollout.h"
 #include "rollout_kernel.h"
+#include "rule.h"
 
 namespace nca {
 
@@ -25,30 +26,17 @@ class Runner {
 
   const uint8_t* states() const { return states_.data(); }
 
-  // Patches row-major; the first cell of a patch is the least significant digit (released code utils/tokenizers.py).
-  template <class Store>
-  void put_tokens(bool delimiters, Store store) const {
-    const int patch = params_.patch;
-    uint32_t start = 1;
-    for (int i = 0; i < patch * patch; ++i) start *= static_cast<uint32_t>(params_.num_states);
-    if (delimiters) store(start);
-    for (int row = 0; row < params_.height; row += patch) {
-      for (int column = 0; column < params_.width; column += patch) {
-        uint32_t token = 0;
-        for (int y = patch - 1; y >= 0; --y) {
-          for (int x = patch - 1; x >= 0; --x) {
-            token = token * static_cast<uint32_t>(params_.num_states) +
-                    states_[static_cast<size_t>((row + y) * params_.width + column + x)];
-          }
-        }
-        store(token);
-      }
-    }
-    if (delimiters) store(start + 1);
+  // Writes the tokens of the states, between delimiters if asked for, and returns the place after them.
+  template <class Token>
+  Token* put_tokens(bool delimiters, Token* out) {
+    kernel_.tokens(grid_, params_.patch, states_.data(), tokens_.data());
+    if (delimiters) *out++ = static_cast<Token>(params_.start_token());
+    for (int i = 0; i < params_.patches(); ++i) *out++ = static_cast<Token>(tokens_[static_cast<size_t>(i)]);
+    if (delimiters) *out++ = static_cast<Token>(params_.start_token() + 1);
+    return out;
   }
 
  private:
-  void shared_categorical(const Stream& stream, float* cumulative, float& total) const;
   void begin() {
     steps_done_ = 0;
     settled_ = false;
@@ -58,9 +46,10 @@ class Runner {
   const Kernel& kernel_;
   std::vector<uint8_t> states_, bordered_;
   std::vector<uint16_t> rows_;
-  std::vector<float> conv0_, conv1_, conv2_, scratch_;
+  std::vector<uint32_t> words_, tokens_;
   const Grid grid_;
   const Sampling sampling_;
+  RuleDraw draw_;
   RuleTables rule_;
   uint32_t steps_done_ = 0;
   bool settled_ = false;  // no further update changes a state
