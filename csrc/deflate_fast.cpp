@@ -1,5 +1,6 @@
 #include "deflate_fast.h"
 
+#include <limits.h>
 #include <string.h>
 
 #include <algorithm>
@@ -15,6 +16,9 @@ constexpr int GOOD_LENGTH = 32;          // after a match of this length a searc
 constexpr int GOOD_CANDIDATES = 1024;    // after so many candidates
 constexpr int HEADER_AND_TRAILER_BYTES = 10 + 8;
 constexpr int STORED_HEADER_BYTES = 1 + 4;
+constexpr int END_BITS = 7;              // of the end of a block, in the static code
+constexpr int MOST_MATCH_BITS = 8 + 5 + 5 + 10;
+constexpr int NEVER_ENOUGH = -1;
 
 uint64_t load(const uint8_t* from) {
   uint64_t value;
@@ -53,6 +57,9 @@ int packed(int length) {
 
 int whole_bytes(int bits) { return (3 + bits + 7) / 8; }
 
+// The most bits in so many bytes.
+int most_bits(int64_t bytes) { return static_cast<int>(8 * std::max<int64_t>(bytes, 0) - 3); }
+
 int gzip_bytes_of(const BlockCounts& counts, int bytes) {
   const int coded = whole_bytes(std::min(static_bits(counts), dynamic_bits(counts)));
   return HEADER_AND_TRAILER_BYTES + (bytes + 4 <= coded ? bytes + STORED_HEADER_BYTES : coded);
@@ -72,13 +79,18 @@ bool DeflateFast::covers(const Params& params) {
 }
 
 int DeflateFast::gzip_bytes(const uint16_t* tokens, int count) {
-  return parse(tokens, count) ? gzip_bytes_of(counts_, bytes_) : UNKNOWN;
+  begin(tokens, count);
+  return parse(NEVER_ENOUGH) == WHOLE ? gzip_bytes_of(counts_, bytes_) : UNKNOWN;
 }
 
 // zlib takes a dynamic block only where it is shorter than the static one, and a stored one only where its bytes and
 // four are no more than both; below that the size lies between the two bounds.
 int DeflateFast::accept(const uint16_t* tokens, int count, int64_t low, int64_t high) {
-  if (!parse(tokens, count)) return UNKNOWN;
+  begin(tokens, count);
+  const int enough = most_bits(std::min<int64_t>(low - HEADER_AND_TRAILER_BYTES, bytes_ + 3));
+  if (most_static_bits_by_period() <= enough) return 0;
+  const Parsed parsed = parse(enough);
+  if (parsed != WHOLE) return parsed == ENOUGH ? 0 : UNKNOWN;
   const int most = whole_bytes(static_bits(counts_));
   if (most < bytes_ + 4) {
     const int upper = HEADER_AND_TRAILER_BYTES + most;
@@ -91,17 +103,57 @@ int DeflateFast::accept(const uint16_t* tokens, int count, int64_t low, int64_t 
   return low < size && size < high;
 }
 
-// One round goes through the four bytes of a token, from the one that the last match left next; each kind of byte has
-// its own code, for the sake of branch prediction.
-bool DeflateFast::parse(const uint16_t* tokens, int count) {
+void DeflateFast::begin(const uint16_t* tokens, int count) {
+  tokens_ = tokens;
   count_ = count;
   bytes_ = 4 * count;
   shared_word_ = 0;
-  chains_->read(tokens, count);
   counts_.clear();
+}
+
+// No match needs more bits of the static code than the bytes that it covers need as literals, which is no less than 8
+// each: up to ten bytes, 7 and, for the distance, 5 and at most 10 extra, in all 22 < 3 * 8; beyond, one bit more and at
+// most five extra, 28 < 11 * 8. So these are the most bits for words first .. last - 1, whatever zlib finds.
+int DeflateFast::literal_bits(int first, int last) const {
+  const uint8_t* packed = reinterpret_cast<const uint8_t*>(tokens_);
+  int longer = 0;
+  for (int i = 2 * first; i < 2 * last; ++i) longer += packed[i] >= 144;
+  return 32 * (last - first) + longer;
+}
+
+// Where from some word on each is the one `period` before, as when an automaton stands still or goes round. Let R bytes
+// be left at a place there. zlib finds a match of at least min(R, 258) bytes, since the one a period before has that
+// length and is among the first 1,024 candidates. It puts none off for a longer one at the next byte: 258 bytes are
+// enough for it, and a match of R > the next byte's R. So it makes R / 258 matches of 258 bytes, of at most 8 + 5 + 10
+// bits, and then a match of at most 28 bits, or at most two literals. A match that began earlier and reaches in is
+// one more; all else before costs no more than its literals.
+int DeflateFast::most_static_bits_by_period() const {
+  constexpr int LONGEST_PERIOD = 128, SAMPLE = 32;
+  const uint16_t* end = tokens_ + count_;
+  for (int period = 1; period <= std::min(LONGEST_PERIOD, count_ - SAMPLE - 1); ++period) {
+    if (memcmp(end - SAMPLE, end - SAMPLE - period, SAMPLE * sizeof *end) != 0) continue;
+    int first = count_ - SAMPLE;
+    while (first > period + 1 && tokens_[first - 1] == tokens_[first - 1 - period]) --first;
+    return END_BITS + literal_bits(0, first) + 4 * (count_ - first) / MAX_MATCH * (8 + 5 + 10) + 2 * MOST_MATCH_BITS;
+  }
+  return INT_MAX;
+}
+
+// One round goes through the four bytes of a token, from the one that the last match left next; each kind of byte has
+// its own code, for the sake of branch prediction. Ends early where the static code is known to need no more than
+// `enough` bits.
+DeflateFast::Parsed DeflateFast::parse(int enough) {
+  chains_->read(tokens_, count_);
   Cursor at = {0, {2, 0}, true};
+  int look = enough > 0 ? bytes_ / 2 : bytes_;
   while (at.position < bytes_ && at.known) {
-    if (at.before.length < SHORTEST_MATCH && (at.position & 3) < 2) at.position = run_steps(at.position);
+    if (at.before.length < SHORTEST_MATCH) {
+      if ((at.position & 3) < 2) at.position = run_steps(at.position);
+      if (at.position >= look) {
+        look = next_look(at.position, enough);
+        if (look <= at.position) return ENOUGH;
+      }
+    }
     switch (at.position & 3) {
       case 0:
         if (!advance<0>(at)) break;
@@ -117,7 +169,18 @@ bool DeflateFast::parse(const uint16_t* tokens, int count) {
     }
   }
   counts_.literal[NO_LITERAL] = counts_.distance[NO_DISTANCE] = 0;
-  return at.known;
+  return at.known ? WHOLE : LOST;
+}
+
+// At a position that no match waits for: the same if the static code needs at most `enough` bits, with literals from
+// here on; else where that may be known if the rest goes as what went before, or the end if that is hardly sooner.
+int DeflateFast::next_look(int position, int enough) {
+  counts_.literal[NO_LITERAL] = counts_.distance[NO_DISTANCE] = 0;
+  const int done = static_bits(counts_), excess = done + literal_bits(position / 4, count_) - enough;
+  if (excess <= 0) return position;
+  const int gained = 8 * position - done;  // against literals
+  const int next = position + std::max({1, bytes_ / 16, excess * position / std::max(gained, 1)});
+  return next < bytes_ - bytes_ / 16 ? next : bytes_;
 }
 
 // Goes from step to step, without a branch that depends on the data, up to the first byte that needs more.

@@ -47,7 +47,13 @@ class DeflateFast {
     bool known;    // false where zlib would give up a search
   };
 
-  bool parse(const uint16_t* tokens, int count);
+  enum Parsed { WHOLE, ENOUGH, LOST };  // LOST where zlib would give up a search
+
+  void begin(const uint16_t* tokens, int count);
+  int literal_bits(int first, int last) const;
+  int most_static_bits_by_period() const;
+  Parsed parse(int enough);
+  int next_look(int position, int enough);
   int run_steps(int position);
   template <int PART>
   bool advance(Cursor& at);
@@ -58,6 +64,7 @@ class DeflateFast {
   bool gives_up(int position, int distance) const;
   uint8_t byte(int position) const;
 
+  const uint16_t* tokens_ = nullptr;
   int count_ = 0, bytes_ = 0;
   int shared_word_ = 0;      // whose best match, from its first byte on, is known and short of the longest possible
   Match shared_ = {0, 0};

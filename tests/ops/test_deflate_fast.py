@@ -24,15 +24,19 @@ LENGTHS = [360, 360, 360, 360, 380, 1, 2, 3, 5, 36, 65, 257, 512, 777, 1024]
 
 
 def compare(tokens: np.ndarray, sizes: np.ndarray, *, threads: int = 1) -> int:
-    """Sizes and decisions are zlib's where they are known, at bounds that cut through the sizes; how many are not."""
+    """Sizes and decisions are zlib's where they are known, at bounds that cut through the sizes; how many are not.
+
+    A decision may be known where the size is not.
+    """
     fast = ops.token_gzip_sizes(tokens, threads=threads)
     known = fast >= 0
     np.testing.assert_array_equal(fast[known], sizes[known])
     middle, half = int(np.median(sizes)), 2 * tokens.shape[1]
     for low, high in [(half, 2 * half), (middle, 2**40), (-1, middle)]:
         accepted = ops.accept_tokens(tokens, low, high, threads=threads)
-        np.testing.assert_array_equal(accepted[known], (low < sizes[known]) & (sizes[known] < high))
-        assert (accepted[~known] == -1).all()
+        right = (low < sizes) & (sizes < high)
+        np.testing.assert_array_equal(accepted[known], right[known])
+        assert ((accepted == right) | (accepted == -1))[~known].all()
     return int((~known).sum())
 
 
@@ -56,6 +60,29 @@ def test_an_almost_empty_stream_is_left_to_zlib():
     tokens[1, 350] = 7
     assert compare(tokens, streams.zlib_sizes(tokens)) <= 2
     assert ops.token_gzip_sizes(tokens[:1])[0] == streams.zlib_sizes(tokens)[0] == 32
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 9, 17])
+def test_short_streams_at_every_bound(length):
+    tokens = streams.adversarial(np.random.default_rng(length), "bytes of few", 2_000, length)
+    tokens[0, :3] = [58596, 0, 25060][:length]  # once a bit more than enough was taken for enough
+    sizes = streams.zlib_sizes(tokens)
+    for low in range(17, int(sizes.max()) + 2):
+        np.testing.assert_array_equal(ops.accept_tokens(tokens, low, 2**40), low < sizes)
+        np.testing.assert_array_equal(ops.accept_tokens(tokens, -1, low), sizes < low)
+
+
+@pytest.mark.parametrize("period", [1, 2, 36, 127, 128, 129])
+def test_streams_that_end_in_a_period(period):
+    """Decisions without a search, at bounds around the sizes; the first token, which zlib never matches, among them."""
+    rng = np.random.default_rng(period)
+    for first in [0, 1, 2, 20, 100, 320]:
+        tokens = rng.integers(0, 2**16, (40, 360)).astype(np.uint16)
+        for w in range(first + period, 360):
+            tokens[:, w] = tokens[:, w - period]
+        sizes = streams.zlib_sizes(tokens)
+        for low in range(int(sizes.min()) - 2, int(sizes.max()) + 90, 11):
+            np.testing.assert_array_equal(ops.accept_tokens(tokens, low, 2**40), low < sizes)
 
 
 def test_what_is_covered():
