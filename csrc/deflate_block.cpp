@@ -65,7 +65,7 @@ class Code {
   // Returns the bits of all symbols, without extra bits.
   int build(const uint16_t* counts) {
     collect(counts);
-    for (int k = size_ / 2; k >= 1; --k) sift_down(k);
+    for (int k = size_ / 2; k >= 1; --k) sift_down(static_cast<size_t>(k));
     int next = SYMBOLS;
     uint32_t bits = 0;
     while (size_ >= 2) {
@@ -110,10 +110,11 @@ class Code {
   // The node at k sinks below lesser ones. It goes on to the bottom, so that no branch depends on the data: where the
   // node that sinks is no greater than the lesser child, the two change parts, and what sinks on is that child, which
   // ends where it was. Beyond the last there is NOTHING.
-  void sift_down(int k) {
+  void sift_down(size_t k) {
     uint32_t sinking = heap_[k];
-    for (int most = k; 2 * most <= size_; most *= 2) {
-      int child = 2 * k;
+    const size_t size = static_cast<size_t>(size_);
+    for (size_t most = 2 * k; most <= size; most *= 2) {
+      size_t child = 2 * k;
       child += heap_[child + 1] <= (heap_[child] | ID_MASK);
       const uint32_t lesser = heap_[child];
       const uint32_t change = (sinking ^ lesser) & -static_cast<uint32_t>(sinking <= (lesser | ID_MASK));
