@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterable
 
 from megatron_nca.config.law import PRESETS, NcaLaw
+from megatron_nca.errors import ConfigError, explain
 
 HELP = {
     "num_states": "values a cell can take",
@@ -39,6 +40,17 @@ def accept_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
         return arguments, [word for word in rest if word not in late]
 
     parser.parse_known_args = parse_known_args
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """I and N of `I/N`. Raises ConfigError."""
+    try:
+        index, shards = map(int, text.split("/"))
+    except ValueError as error:
+        raise ConfigError(explain("shard", text, "is not I/N.", "give for example 0/8.")) from error
+    if not 0 <= index < shards:
+        raise ConfigError(explain("shard", text, "I/N needs 0 <= I < N.", "give for example 0/8."))
+    return index, shards
 
 
 def add_law_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from megatron_nca.cli.arguments import add_law_options, law_changes
+from megatron_nca.cli.arguments import add_law_options, law_changes, shard_of
 from megatron_nca.cli.progress import Progress
 from megatron_nca.config.law import SCORING_SETTINGS, preset, scoring_law, scoring_settings
 from megatron_nca.config.schema import to_dict
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fill(arguments: argparse.Namespace) -> int:
-    shard = _shard(arguments.shard)
+    shard = shard_of(arguments.shard)
     if arguments.threads < 1:
         raise ConfigError(explain("threads", arguments.threads, "must be at least 1.", "give a positive number."))
     law = scoring_law({**scoring_settings(preset(arguments.preset or "released")), **law_changes(arguments)})
@@ -80,14 +80,6 @@ def _fill(arguments: argparse.Namespace) -> int:
         f"{len(numbers) - scored} were there; candidates below {bank.end:,} can be used in order"
     )
     return 0
-
-
-def _shard(text: str) -> tuple[int, int]:
-    try:
-        index, shards = map(int, text.split("/"))
-    except ValueError as error:
-        raise ConfigError(explain("shard", text, "is not I/N.", "give for example 0/8.")) from error
-    return index, shards
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

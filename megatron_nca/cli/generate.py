@@ -8,7 +8,7 @@ import time
 import typing
 from pathlib import Path
 
-from megatron_nca.cli.arguments import add_law_options, option
+from megatron_nca.cli.arguments import add_law_options, option, shard_of
 from megatron_nca.cli.progress import Progress
 from megatron_nca.cli.requests import request_of
 from megatron_nca.config.automata import CLASSIC
@@ -19,6 +19,7 @@ from megatron_nca.errors import ConfigError
 
 if typing.TYPE_CHECKING:
     from megatron_nca.nca.bank import Bank
+    from megatron_nca.sources.shards import Parts
 
 EXAMPLES = """examples:
   2,000 sequences of the released law, in DIR/nca.bin, .idx and .json
@@ -37,7 +38,10 @@ EXAMPLES = """examples:
     megatron-nca generate --source life_like --rules B3/S23 --sequences 2000 --output DIR/life
   a dataset of a recipe
     megatron-nca generate --recipe launch/recipes/demo.yaml --dataset nca --part train --run-dir runs/demo
-The same settings and seed give the same bytes, whatever the number of threads."""
+  the same dataset by many processes, or an array of jobs: each makes its share, then one joins them
+    megatron-nca generate --sequences 160000 --output DIR/nca --shard 3/8
+    megatron-nca generate --sequences 160000 --output DIR/nca --merge
+The same settings and seed give the same bytes, whatever the number of threads, processes and machines."""
 
 DRY_RUN_CANDIDATES = 512
 
@@ -56,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bank = parser.add_argument_group("scores from a rule bank (`megatron-nca bank`), for the same bytes sooner")
     bank.add_argument("--bank", type=Path, metavar="BANK", help="folder of the bank")
     bank.add_argument("--extend-bank", action="store_true", help="score what the bank lacks, and add it to the bank")
+    share = parser.add_argument_group("automata by many processes, for the same bytes (all else as for one)")
+    share.add_argument("--shard", metavar="I/N", help="make the parts of process I of N, those that are not there")
+    share.add_argument("--merge", action="store_true", help="join the parts of all processes, and remove them")
+    share.add_argument("--parts", type=Path, nargs="+", metavar="DIR", help="where parts are (default PREFIX.parts); "
+                       "a node-local folder each node for --shard, all of them for --merge")
     recipe = parser.add_argument_group("a recipe's dataset, in place of the options of the law")
     recipe.add_argument("--recipe", type=Path, help="YAML file")
     recipe.add_argument("--dataset", metavar="NAME", help="a dataset of the recipe")
@@ -103,9 +112,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     searches = source.kind == "nca"
     _say_plain_zlib(source, bank)
+    parts = _open_parts(arguments, source, prefix)
+    if arguments.shard is not None:
+        return _make_share(arguments, parts)
     note = (lambda: f"{source.examined:,} candidates") if searches else (lambda: source.kind)
     with Progress(source.num_sequences, "sequences", note) as progress:
-        manifest = writing.generate(source, prefix, progress.add)
+        manifest = parts.merge(prefix, progress.add) if parts else writing.generate(source, prefix, progress.add)
     made = f"{prefix}: {manifest.documents:,} sequences, {manifest.tokens:,} tokens of {manifest.dtype}"
     if searches:
         made += (
@@ -113,6 +125,29 @@ def run(arguments: argparse.Namespace) -> int:
             f"({100 * source.accepted / source.examined:.1f} %)"
         )
     print(made if searches else f"{made}, {source.kind}; unigram entropy {manifest.unigram_entropy_nats:.3f} nats")
+    return 0
+
+
+def _open_parts(arguments: argparse.Namespace, source: typing.Any, prefix: Path) -> "Parts | None":
+    if arguments.shard is None and not arguments.merge:
+        if arguments.parts:
+            raise ConfigError("--parts: belongs to --shard or --merge. Cure: leave it out.")
+        return None
+    if arguments.shard is not None and arguments.merge:
+        raise ConfigError("--merge: comes after all shards are made. Cure: leave out --shard, or --merge.")
+    if source.kind != "nca":
+        raise ConfigError(f"--shard, --merge: are for automata, and the source is {source.kind}. Cure: leave them out.")
+    from megatron_nca.sources.shards import Parts
+
+    return Parts(source, arguments.parts or [Path(f"{prefix}.parts")])
+
+
+def _make_share(arguments: argparse.Namespace, parts: "Parts") -> int:
+    shard, shards = shard_of(arguments.shard)
+    share = len(range(shard, parts.num_chunks, shards))
+    with Progress(share * parts.chunk, "sequences", lambda: f"{parts.source.examined:,} candidates") as progress:
+        made = parts.make_share(shard, shards, progress.add)
+    print(f"{parts.folders[0]}: shard {arguments.shard}: {share} of {parts.num_chunks} chunks, {made} made now")
     return 0
 
 

@@ -106,6 +106,18 @@ class NcaSource:
             yield self.examined
         self._rules = np.concatenate(found)
 
+    def adopt(self, accepted: np.ndarray, examined: int) -> bool:
+        """Take over what was found elsewhere: the `accepted` ones, in order, of the first `examined` candidates.
+
+        Returns whether these are all the rules that are needed. Raises DataError if they are too rare.
+        """
+        self._rules = accepted[: self.num_rules]
+        self.accepted = len(self._rules)
+        whole = self.accepted == self.num_rules
+        self.examined = int(self._rules[-1]) + 1 if whole else examined
+        self._check_hope()
+        return whole
+
     def sequences(self, index: np.ndarray) -> np.ndarray:
         """Tokens (n, document_tokens) of the sequences `index` (n,), in any order, once all rules are found."""
         return self._documents(self._rules[index % self.num_rules], index // self.num_rules)
@@ -168,14 +180,24 @@ class NcaSource:
 
     def _block_size(self, first: int) -> int:
         """Candidates of the next block: some tenths of a second of work, and not many more than are still needed."""
-        law = self.law
-        updates = law.height * law.width * (law.burn_in_steps + law.score_frames * law.steps_per_frame)
-        largest = max(64, min(BLOCK_CELL_UPDATES // updates, BLOCK_TOKENS // law.document_tokens))
+        largest = self.largest_block
         rate = max(self.accepted / first, 1e-3) if first else 0.5
         size = int(min(largest, 1.1 * (self.num_rules - self.accepted) / rate + 64))
         if first < self._bank_end:
             size = min(size, self._bank_end - first)  # what the bank has, before anything is scored
-        if first + size > 2**32:
+        self.check_candidates(first + size)
+        return size
+
+    @property
+    def largest_block(self) -> int:
+        """Candidates that are some tenths of a second of work."""
+        law = self.law
+        updates = law.height * law.width * (law.burn_in_steps + law.score_frames * law.steps_per_frame)
+        return max(64, min(BLOCK_CELL_UPDATES // updates, BLOCK_TOKENS // law.document_tokens))
+
+    def check_candidates(self, end: int) -> None:
+        """Raises DataError if candidates up to `end` do not exist."""
+        if end > 2**32:
             raise DataError(
                 explain(
                     "sequences",
@@ -184,7 +206,6 @@ class NcaSource:
                     "make several datasets with different seeds.",
                 )
             )
-        return size
 
     def _check_hope(self) -> None:
         if self.accepted == self.num_rules or self.examined < PATIENCE:
