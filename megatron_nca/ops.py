@@ -1,14 +1,18 @@
-"""The typed face of the compiled module, and its only door. NumPy in and out; nothing here imports torch.
+"""The typed face of the compiled modules, and their only door. NumPy in and out; nothing here imports torch.
 
 N rules or candidates, T states in time, H W grid, S states of a cell, L bytes or tokens.
-`threads` and `kernel` ("" is the fastest of `kernel_names()`) change how long it takes and never the result.
+`threads`, `kernel` ("" is the fastest of `kernel_names()`) and `device` change how long it takes and never the result.
+On the device "cuda" candidates are rolled out and filtered by the GPU; `threads` of the host do the rest. It raises
+LaunchError where the generator was built without CUDA, or there is no GPU.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Literal
 
 import numpy as np
 
-from megatron_nca.errors import LaunchError
+from megatron_nca.errors import LaunchError, explain
 
 try:
     from megatron_nca import _generator
@@ -20,6 +24,8 @@ except ImportError as error:
 
 Params = _generator.Params
 """The law as numbers: csrc/rollout.h."""
+
+Device = Literal["cpu", "cuda"]
 
 WEIGHTS = ("conv0", "conv0_bias", "conv1", "conv1_bias", "conv2", "conv2_bias")
 """Names of the arrays of a batch of rules, in the order of the network."""
@@ -58,16 +64,27 @@ def rollout(
     return _generator.rollout(params, *arrays, start, num_steps, seed, _generator.Execution(threads, kernel))
 
 
-def score(params: Params, seed: int, first: int, count: int, *, threads: int = 1, kernel: str = "") -> np.ndarray:
+def score(
+    params: Params, seed: int, first: int, count: int, *, threads: int = 1, kernel: str = "", device: Device = "cpu"
+) -> np.ndarray:
     """gzip bytes int32 (count,) of the scored frames of candidates first .. first + count - 1."""
-    return _generator.score(params, seed, first, count, _generator.Execution(threads, kernel))
+    return on(device).score(params, seed, first, count, _generator.Execution(threads, kernel))
 
 
 def accept(
-    params: Params, seed: int, first: int, count: int, low: int, high: int, *, threads: int = 1, kernel: str = ""
+    params: Params,
+    seed: int,
+    first: int,
+    count: int,
+    low: int,
+    high: int,
+    *,
+    threads: int = 1,
+    kernel: str = "",
+    device: Device = "cpu",
 ) -> np.ndarray:
     """Boolean (count,): low < score < high, `low` and `high` in bytes; the same answers as `score`'s, sooner."""
-    accepted = _generator.accept(params, seed, first, count, low, high, _generator.Execution(threads, kernel))
+    accepted = on(device).accept(params, seed, first, count, low, high, _generator.Execution(threads, kernel))
     return accepted.astype(bool)
 
 
@@ -89,10 +106,46 @@ def documents(
     *,
     threads: int = 1,
     kernel: str = "",
+    device: Device = "cpu",
 ) -> np.ndarray:
     """Tokens (N,L) of sequences of the candidates (N,), each with its repeat number (N,); dtype uint16 or int32."""
-    make = _generator.documents_uint16 if np.dtype(dtype) == np.uint16 else _generator.documents_int32
+    module = on(device)
+    make = module.documents_uint16 if np.dtype(dtype) == np.uint16 else module.documents_int32
     return make(params, seed, _uint32(candidates), _uint32(repeats), _generator.Execution(threads, kernel))
+
+
+def search(
+    params: Params, seed: int, low: int, high: int, wanted: int, dtype: np.dtype, *, threads: int = 1
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """On the GPU: all candidates from 0 on, batch by batch: (count, accepted (N,) uint32, their documents (N,L)).
+
+    `accept` and `documents` with repeat 0 in one, several batches under way at once; the documents lie in pinned
+    memory, which is used again when nothing refers to them. `wanted`: about how many accepted ones will be asked for.
+    Raises IndexError behind the last of the 2^32 candidates.
+    """
+    wide = np.dtype(dtype) != np.uint16
+    found = on("cuda").Search(params, seed, low, high, wanted, wide, _generator.Execution(threads, ""))
+    while True:
+        yield found.next()
+
+
+def on(device: Device) -> ModuleType:
+    """The compiled module of a device. Raises LaunchError where it was not built, or the device is not there."""
+    if device == "cpu":
+        return _generator
+    try:
+        from megatron_nca import _generator_cuda
+    except ImportError as error:
+        raise LaunchError(
+            f"device = {device!r}: the generator was built without CUDA, or cannot be loaded ({error}). Cure: build it "
+            "with `MEGATRON_NCA_CUDA=1 pip install --no-build-isolation -e .`, which needs nvcc; or use the cpu."
+        ) from error
+    try:
+        _generator_cuda.check_device()
+    except RuntimeError as error:
+        cure = "run where `nvidia-smi` lists a GPU; or use the device cpu."
+        raise LaunchError(explain("device", device, f"{error}.", cure)) from error
+    return _generator_cuda
 
 
 def gzip_sizes(buffers: np.ndarray, *, threads: int = 1) -> np.ndarray:

@@ -41,7 +41,7 @@ EXAMPLES = """examples:
   the same dataset by many processes, or an array of jobs: each makes its share, then one joins them
     megatron-nca generate --sequences 160000 --output DIR/nca --shard 3/8
     megatron-nca generate --sequences 160000 --output DIR/nca --merge
-The same settings and seed give the same bytes, whatever the number of threads, processes and machines."""
+The same settings and seed give the same bytes, whatever the device and the number of threads, processes and machines."""
 
 DRY_RUN_CANDIDATES = 512
 
@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", type=int, metavar="N", help="number of sequences (documents)")
     parser.add_argument("--seed", type=int, help="seed of all that is random (default 0)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores (%(default)s)")
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="what rolls automata out; the bytes are the same (default %(default)s)",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the law, sizes and expected acceptance; write nothing"
     )
@@ -102,10 +108,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"made again: {torn}", file=sys.stderr)
     bank = _open_bank(arguments)
     if arguments.dry_run:
-        source = request.open(threads=arguments.threads)
+        source = request.open(threads=arguments.threads, device=arguments.device)
         _say_plain_zlib(source, bank)
         return _dry_run(source, prefix, bank)
-    source = request.open(threads=arguments.threads, bank=bank, extend_bank=arguments.extend_bank)
+    how = {"threads": arguments.threads, "device": arguments.device}
+    source = request.open(**how, bank=bank, extend_bank=arguments.extend_bank)
     there = None if torn else writing.existing(prefix, source.identity())
     if there is not None:
         print(f"{prefix}: is there already, made with these settings ({there.documents:,} sequences)")

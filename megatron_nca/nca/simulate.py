@@ -4,6 +4,8 @@ N rules or candidates, T states in time, H W grid, S states of a cell. Everythin
 (seed, candidate, purpose), so no result depends on threads, processor or batch.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from megatron_nca import ops
@@ -11,6 +13,8 @@ from megatron_nca.config.law import NcaLaw
 from megatron_nca.errors import ConfigError, explain
 from megatron_nca.nca import rule
 from megatron_nca.nca.rule import RuleShape, Weights
+
+Device = ops.Device
 
 
 def step(
@@ -73,13 +77,22 @@ def draw(
     )
 
 
-def score(law: NcaLaw, seed: int, first: int, count: int, *, threads: int = 1, kernel: str = "") -> np.ndarray:
+def score(
+    law: NcaLaw,
+    seed: int,
+    first: int,
+    count: int,
+    *,
+    threads: int = 1,
+    kernel: str = "",
+    device: Device = "cpu",
+) -> np.ndarray:
     """gzip ratios float64 (count,) of candidates first .. first + count - 1, each over a rollout of its own.
 
     `score_frames` frames from `burn_in_steps` on, tokens as `score_dtype` bytes, level 9 (paper, complexity filter).
     """
     params = rule.params_of(law)
-    sizes = ops.score(params, rule.check_seed(seed), first, count, threads=threads, kernel=kernel)
+    sizes = ops.score(params, rule.check_seed(seed), first, count, threads=threads, kernel=kernel, device=device)
     return sizes / params.score_bytes
 
 
@@ -92,17 +105,32 @@ def accept(
     band: tuple[float, float] | None = None,
     threads: int = 1,
     kernel: str = "",
+    device: Device = "cpu",
 ) -> np.ndarray:
     """Boolean (count,): whether the ratio that `score` gives lies in `band` (the law's), both bounds excluded."""
     params = rule.params_of(law)
-    low, high = band or law.band
-    at_most, at_least = bytes_at_most(low, params.score_bytes), bytes_at_least(high, params.score_bytes)
-    return ops.accept(params, rule.check_seed(seed), first, count, at_most, at_least, threads=threads, kernel=kernel)
+    low, high = byte_band(band or law.band, params.score_bytes)
+    how = {"threads": threads, "kernel": kernel, "device": device}
+    return ops.accept(params, rule.check_seed(seed), first, count, low, high, **how)
+
+
+def search(
+    law: NcaLaw, seed: int, band: tuple[float, float], wanted: int, *, threads: int = 1
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """`accept` and `documents` in one, on a GPU, without an end: `ops.search`. Raises LaunchError without a GPU."""
+    params = rule.params_of(law)
+    low, high = byte_band(band, params.score_bytes)
+    return ops.search(params, rule.check_seed(seed), low, high, wanted, token_dtype(law), threads=threads)
 
 
 def covers(law: NcaLaw) -> bool:
     """Whether `score` and `accept` do without zlib: `ops.covers`."""
     return ops.covers(rule.params_of(law))
+
+
+def byte_band(band: tuple[float, float], total: int) -> tuple[int, int]:
+    """(low, high): a size of `total` bytes has its ratio in `band`, bounds excluded, where low < size < high."""
+    return bytes_at_most(band[0], total), bytes_at_least(band[1], total)
 
 
 def bytes_at_most(ratio: float, total: int) -> int:
@@ -125,13 +153,24 @@ def bytes_at_least(ratio: float, total: int) -> int:
     return size
 
 
+def token_dtype(law: NcaLaw) -> type:
+    """uint16 where all tokens of the law fit, else int32."""
+    return np.uint16 if law.num_tokens <= 2**16 else np.int32
+
+
 def documents(
-    law: NcaLaw, seed: int, candidates: np.ndarray, repeats: np.ndarray, *, threads: int = 1, kernel: str = ""
+    law: NcaLaw,
+    seed: int,
+    candidates: np.ndarray,
+    repeats: np.ndarray,
+    *,
+    threads: int = 1,
+    kernel: str = "",
+    device: Device = "cpu",
 ) -> np.ndarray:
     """Tokens (N, document_tokens) of the candidates (N,), whole frames with delimiters; uint16 where they fit.
 
     `repeats` (N,) tells sequences of the same rule apart: each has its own initial state and sampling.
     """
-    dtype = np.uint16 if law.num_tokens <= 2**16 else np.int32
-    params = rule.params_of(law)
-    return ops.documents(params, rule.check_seed(seed), candidates, repeats, dtype, threads=threads, kernel=kernel)
+    how = {"threads": threads, "kernel": kernel, "device": device}
+    return ops.documents(rule.params_of(law), rule.check_seed(seed), candidates, repeats, token_dtype(law), **how)

@@ -39,6 +39,7 @@ class NcaSource:
 
     `bank` gives the scores in place of rollouts, without changing a byte; raises DataError if it is of other settings,
     or holds too few rules of the band and may not be extended. `extend_bank`: blocks beyond its end are added to it.
+    `device`: what rolls candidates out and, without a bank, scores them; the bytes are the same.
     """
 
     kind = "nca"
@@ -52,6 +53,7 @@ class NcaSource:
         threads: int = 1,
         bank: "Bank | None" = None,
         extend_bank: bool = False,
+        device: simulate.Device = "cpu",
     ) -> None:
         for name, value in (("sequences", num_sequences), ("threads", threads)):
             if value < 1:
@@ -69,6 +71,7 @@ class NcaSource:
         self.num_sequences = num_sequences
         self.seed = seed
         self.threads = threads
+        self.device = device
         self.num_rules = min(law.num_rules or num_sequences, num_sequences)
         self.examined = 0
         """Candidates up to and including the last that was needed."""
@@ -87,9 +90,9 @@ class NcaSource:
     def blocks(self) -> Iterator[np.ndarray]:
         """Tokens (n, document_tokens) in order of sequences; n may be 0. Raises DataError if rules are too rare."""
         found = []
-        for candidates in self._accepted_candidates():
+        for candidates, tokens in self._accepted_rules(with_documents=True):
             found.append(candidates)
-            yield self._documents(candidates, np.zeros_like(candidates))
+            yield tokens
         self._rules = np.concatenate(found)
         size = max(1, BLOCK_TOKENS // self.law.document_tokens)
         for first in range(self.num_rules, self.num_sequences, size):
@@ -101,7 +104,7 @@ class NcaSource:
         After that `sequences` gives any of them. Raises DataError if rules are too rare.
         """
         found = []
-        for candidates in self._accepted_candidates():
+        for candidates, _ in self._accepted_rules(with_documents=False):
             found.append(candidates)
             yield self.examined
         self._rules = np.concatenate(found)
@@ -141,7 +144,8 @@ class NcaSource:
     def acceptance(self, first: int, count: int) -> np.ndarray:
         """Boolean (count,): which of the candidates first .. first + count - 1 lie in the band."""
         if self._bank is None:
-            return simulate.accept(self.law, self.seed, first, count, band=self.band, threads=self.threads)
+            how = {"band": self.band, "threads": self.threads, "device": self.device}
+            return simulate.accept(self.law, self.seed, first, count, **how)
         if self._extend_bank and first + count > self._bank_end:
             size = self._bank.block_size
             numbers = range(first // size, -(-(first + count) // size))
@@ -164,19 +168,38 @@ class NcaSource:
             )
 
     def _documents(self, candidates: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-        return simulate.documents(self.law, self.seed, candidates, repeats, threads=self.threads)
+        how = {"threads": self.threads, "device": self.device}
+        return simulate.documents(self.law, self.seed, candidates, repeats, **how)
 
-    def _accepted_candidates(self) -> Iterator[np.ndarray]:
+    def _accepted_rules(self, with_documents: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """(candidates, the first document of each), block by block, until all that are needed are found."""
         first = 0
-        while self.accepted < self.num_rules:
-            count = self._block_size(first)
-            numbers = first + np.flatnonzero(self.acceptance(first, count))
+        works_ahead = self.device != "cpu" and self._bank is None
+        for count, numbers, tokens in self._search_on_device() if works_ahead else self._search(with_documents):
             numbers = numbers[: self.num_rules - self.accepted]
             first += count
             self.accepted += len(numbers)
-            self.examined = int(numbers[-1]) + 1 if self.accepted == self.num_rules else first
-            yield numbers
+            done = self.accepted == self.num_rules
+            self.examined = int(numbers[-1]) + 1 if done else first
+            yield numbers, tokens[: len(numbers)] if with_documents else None
+            if done:
+                return
             self._check_hope()
+
+    def _search(self, with_documents: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        first = 0
+        while True:
+            count = self._block_size(first)
+            numbers = first + np.flatnonzero(self.acceptance(first, count))
+            numbers = numbers[: self.num_rules - self.accepted]
+            yield count, numbers, self._documents(numbers, np.zeros_like(numbers)) if with_documents else None
+            first += count
+
+    def _search_on_device(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        try:
+            yield from simulate.search(self.law, self.seed, self.band, self.num_rules, threads=self.threads)
+        except IndexError as error:
+            raise self._out_of_candidates() from error
 
     def _block_size(self, first: int) -> int:
         """Candidates of the next block: some tenths of a second of work, and not many more than are still needed."""
@@ -198,14 +221,11 @@ class NcaSource:
     def check_candidates(self, end: int) -> None:
         """Raises DataError if candidates up to `end` do not exist."""
         if end > 2**32:
-            raise DataError(
-                explain(
-                    "sequences",
-                    self.num_sequences,
-                    "needs more than 2^32 candidates of one seed.",
-                    "make several datasets with different seeds.",
-                )
-            )
+            raise self._out_of_candidates()
+
+    def _out_of_candidates(self) -> DataError:
+        reason, cure = "needs more than 2^32 candidates of one seed.", "make several datasets with different seeds."
+        return DataError(explain("sequences", self.num_sequences, reason, cure))
 
     def _check_hope(self) -> None:
         if self.accepted == self.num_rules or self.examined < PATIENCE:

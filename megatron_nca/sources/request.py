@@ -8,7 +8,7 @@ from megatron_nca.config.automata import CLASSIC, ClassicLaw
 from megatron_nca.config.controls import Distribution, DyckLaw, Permute
 from megatron_nca.config.law import NcaLaw
 from megatron_nca.errors import ConfigError
-from megatron_nca.nca import rule
+from megatron_nca.nca import rule, simulate
 from megatron_nca.sources import Source
 from megatron_nca.sources.classic import ClassicSource
 from megatron_nca.sources.corpus_copy import CorpusCopySource
@@ -40,16 +40,25 @@ class Request:
     dyck: DyckLaw = field(default_factory=DyckLaw)
     automaton: ClassicLaw = field(default_factory=ClassicLaw)
 
-    def open(self, *, threads: int = 1, bank: "Bank | None" = None, extend_bank: bool = False) -> Source:
-        """The source, its settings checked. `bank` and `extend_bank`: of automata only (see NcaSource).
+    def open(
+        self,
+        *,
+        threads: int = 1,
+        device: simulate.Device = "cpu",
+        bank: "Bank | None" = None,
+        extend_bank: bool = False,
+    ) -> Source:
+        """The source, its settings checked. `device`, `bank` and `extend_bank`: of automata only (see NcaSource).
 
         Raises ConfigError, and DataError for a base that is not there.
         """
         rule.check_seed(self.seed)
         check_count("threads", threads)  # controls need one only, but no setting is skipped
         if self.source == "nca":
-            settings = {"threads": threads, "bank": bank, "extend_bank": extend_bank}
+            settings = {"threads": threads, "device": device, "bank": bank, "extend_bank": extend_bank}
             return NcaSource(self.law, self.sequences, self.seed, **settings)
+        if device != "cpu":
+            raise ConfigError(f"--device: is of automata, and the source is {self.source}. Cure: leave it out.")
         if bank is not None:
             raise ConfigError(f"--bank: is of automata, and the source is {self.source}. Cure: leave it out.")
         if self.source in ("dyck", "k_shuffle_dyck"):
