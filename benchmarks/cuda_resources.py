@@ -88,7 +88,7 @@ def table(results: list[Resources]) -> str:
     ]
     return "\n".join(
         [
-            "| kernel | GPU | registers | spilled bytes | stack bytes | static shared bytes | warps its registers allow |",
+            "| kernel | GPU | registers | spilled bytes | stack bytes | static shared bytes | warps by registers |",
             "|---|---|---|---|---|---|---|",
             *rows,
         ]

@@ -1,4 +1,4 @@
-"""Types of the CUDA module (csrc/cuda/bind.cpp), which is there where it was built. Its only importer: megatron_nca.ops."""
+"""Types of the CUDA module (csrc/cuda/bind.cpp), there where it was built. Its only importer is megatron_nca.ops."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ def score(params: Params, seed: int, first: int, count: int, execution: Executio
 def accept(
     params: Params, seed: int, first: int, count: int, low: int, high: int, execution: Execution
 ) -> NDArray[np.uint8]: ...
+def accept_tokens(tokens: NDArray[np.uint16], low: int, high: int, execution: Execution) -> NDArray[np.int8]: ...
 def documents_uint16(
     params: Params, seed: int, candidates: NDArray[np.uint32], repeats: NDArray[np.uint32], execution: Execution
 ) -> NDArray[np.uint16]: ...

@@ -143,7 +143,7 @@ def on(device: Device) -> ModuleType:
     try:
         _generator_cuda.check_device()
     except RuntimeError as error:
-        cure = "run where `nvidia-smi` lists a GPU; or use the device cpu."
+        cure = "run where `nvidia-smi` lists a GPU and its driver is as new as the CUDA toolkit; or use the device cpu."
         raise LaunchError(explain("device", device, f"{error}.", cure)) from error
     return _generator_cuda
 
@@ -161,10 +161,15 @@ def token_gzip_sizes(tokens: np.ndarray, *, threads: int = 1) -> np.ndarray:
     return _generator.token_gzip_sizes(np.ascontiguousarray(tokens, np.uint16), _generator.Execution(threads, ""))
 
 
-def accept_tokens(tokens: np.ndarray, low: int, high: int, *, threads: int = 1) -> np.ndarray:
-    """int8 (N,): 1 where low < token_gzip_sizes(tokens) < high, else 0; -1 where that is not known."""
+def accept_tokens(
+    tokens: np.ndarray, low: int, high: int, *, threads: int = 1, device: Device = "cpu"
+) -> np.ndarray:
+    """int8 (N,): 1 where low < token_gzip_sizes(tokens) < high, else 0; -1 where that is not known.
+
+    The GPU knows less: it has two bounds of a size (csrc/cuda/filter.cuh), and says nothing where they do not decide.
+    """
     tokens = np.ascontiguousarray(tokens, np.uint16)
-    return _generator.accept_tokens(tokens, low, high, _generator.Execution(threads, ""))
+    return on(device).accept_tokens(tokens, low, high, _generator.Execution(threads, ""))
 
 
 def _uint32(values: np.ndarray) -> np.ndarray:

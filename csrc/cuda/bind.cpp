@@ -49,6 +49,20 @@ Array<Token> documents(const Params& params, uint64_t seed, const Array<uint32_t
   return result;
 }
 
+Array<int8_t> accept_tokens(const Array<uint16_t>& tokens, int64_t low, int64_t high, const Execution&) {
+  if (tokens.ndim() != 2 || tokens.shape(1) < 1 || tokens.shape(1) > 1024) {
+    throw std::invalid_argument("tokens must be two-dimensional, rows of 1 to 1,024");
+  }
+  const size_t count = static_cast<size_t>(tokens.shape(0));
+  const int length = static_cast<int>(tokens.shape(1));
+  const uint16_t* in = tokens.data();
+  Array<int8_t> result(tokens.shape(0));
+  int8_t* out = result.mutable_data();
+  py::gil_scoped_release release;
+  nca::cuda::accept_tokens(in, count, length, low, high, out);
+  return result;
+}
+
 // The array keeps the pinned memory from being used again until nothing refers to it.
 template <class Token>
 Array<Token> view(const Found& found, py::ssize_t length) {
@@ -93,6 +107,7 @@ PYBIND11_MODULE(NCA_CUDA_MODULE, module) {
   module.def("device_name", &nca::cuda::device_name);
   module.def("score", &score);
   module.def("accept", &accept);
+  module.def("accept_tokens", &accept_tokens);
   module.def("documents_uint16", &documents<uint16_t>);
   module.def("documents_int32", &documents<int32_t>);
   py::class_<PythonSearch>(module, "Search")

@@ -37,6 +37,15 @@ Law law_of(const Params& params) {
   return law;
 }
 
+std::vector<uint32_t> times_log_table() {
+  std::vector<uint32_t> table(MOST_SYMBOLS, 0);
+  for (size_t n = 2; n < table.size(); ++n) {
+    const double value = static_cast<double>(n) * log2(static_cast<double>(n));
+    table[n] = static_cast<uint32_t>(ceil(value * ENTROPY_SCALE)) + 1;
+  }
+  return table;
+}
+
 Shape shape_of(const Law& law) {
   Shape shape{};
   for (const int states : COMPILED_STATES) {

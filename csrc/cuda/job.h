@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include <vector>
+
 #include "../nca_cell.h"
 #include "../rollout.h"
 
@@ -56,10 +58,20 @@ struct Filter {
   uint32_t count;
   int length;              // at most 1,024
   int low, high;
+  const uint32_t* times_log;  // (MOST_SYMBOLS) on the device
   int8_t* verdict;         // (count) on the device: 1 or 0, UNDECIDED where the device does not know
 };
 
 constexpr int8_t UNDECIDED = -1;
+constexpr int NUM_LITERAL_SYMBOLS = 286, NUM_SYMBOLS = NUM_LITERAL_SYMBOLS + 30;
+constexpr int MOST_SYMBOLS = 4 * 1024 + 2;  // of a stream
+constexpr int ENTROPY_SCALE = 1 << 12;
+
+// n log2 n of n < MOST_SYMBOLS in units of 1 / ENTROPY_SCALE, rounded up by 1 to 2 units.
+std::vector<uint32_t> times_log_table();
+
+// Of shared memory, for a warp (filter.cuh).
+constexpr size_t filter_bytes(int length) { return 4 * static_cast<size_t>(length + 2 + NUM_SYMBOLS); }
 
 constexpr int WARP = 32;
 

@@ -6,6 +6,7 @@
 
 #include "candidate.cuh"
 #include "device.h"
+#include "filter.cuh"
 
 namespace nca {
 namespace cuda {
@@ -27,6 +28,12 @@ __global__ void __launch_bounds__(MOST_THREADS, BLOCKS_OF_PROCESSOR)
   extern __shared__ __align__(16) uint8_t shared[];
   const unsigned team = threadIdx.x / team_size;
   roll_out<S>(Team(team_size), job, blockIdx.x * (blockDim.x / team_size) + team, shared + team * bytes);
+}
+
+__global__ void __launch_bounds__(MOST_THREADS) filter_kernel(const __grid_constant__ Filter job, unsigned bytes) {
+  extern __shared__ __align__(16) uint8_t shared[];
+  const unsigned warp = threadIdx.x / WARP, index = blockIdx.x * (MOST_THREADS / WARP) + warp;
+  if (index < job.count) filter(Team(WARP), job, index, shared + warp * bytes);
 }
 
 void check(cudaError_t error, const char* what) {
@@ -126,7 +133,10 @@ void run(Queue* queue, const Rollouts& job) {
 }
 
 void run(Queue* queue, const Filter& job) {
-  check(cudaMemsetAsync(job.verdict, UNDECIDED, job.count, queue->stream), "filling memory");
+  constexpr unsigned WARPS = MOST_THREADS / WARP;
+  const unsigned bytes = static_cast<unsigned>(filter_bytes(job.length));
+  filter_kernel<<<(job.count + WARPS - 1) / WARPS, MOST_THREADS, WARPS * bytes, queue->stream>>>(job, bytes);
+  check(cudaGetLastError(), "starting the filter");
 }
 
 }  // namespace cuda

@@ -43,6 +43,36 @@ void overlap(size_t batches, Begin begin, End end) {
   }
 }
 
+// Decides on the device what bounds can decide (filter.cuh).
+class DeviceFilter {
+ public:
+  DeviceFilter() {
+    const std::vector<uint32_t> table = times_log_table();
+    PinnedBuffer<uint32_t> here;
+    std::copy(table.begin(), table.end(), here.with_room(table.size()));
+    const OwnedQueue queue{make_queue()};
+    upload(queue.get(), times_log_.with_room(table.size()), here.get(), table.size() * sizeof table[0]);
+    wait(queue.get());
+  }
+
+  // Verdicts on `count` streams of `length` tokens that a slot has on the device; they are downloaded too.
+  void begin(Slot& slot, size_t count, size_t length, int64_t low, int64_t high) const {
+    Filter filter{};
+    filter.tokens = reinterpret_cast<const uint16_t*>(slot.tokens.get());
+    filter.count = static_cast<uint32_t>(count);
+    filter.length = static_cast<int>(length);
+    filter.low = static_cast<int>(std::clamp<int64_t>(low, -1, 1 << 20));  // no size comes near the ends
+    filter.high = static_cast<int>(std::clamp<int64_t>(high, -1, 1 << 20));
+    filter.times_log = times_log_.get();
+    filter.verdict = slot.verdict.with_room(count);
+    run(slot.queue.get(), filter);
+    download(slot.queue.get(), slot.verdict_here.with_room(count), filter.verdict, count);
+  }
+
+ private:
+  DeviceBuffer<uint32_t> times_log_;
+};
+
 // Scored frames of candidates, and what gzip makes of them.
 class Scoring {
  public:
@@ -81,16 +111,7 @@ class Scoring {
 
   void begin_verdicts(Slot& slot, int64_t low, int64_t high) const {
     begin_sizes(slot);
-    if (!covered_) return;
-    Filter filter{};
-    filter.tokens = reinterpret_cast<const uint16_t*>(slot.tokens.get());
-    filter.count = static_cast<uint32_t>(slot.count);
-    filter.length = static_cast<int>(length_);
-    filter.low = static_cast<int>(std::clamp<int64_t>(low, -1, 1 << 20));    // no size comes near the ends
-    filter.high = static_cast<int>(std::clamp<int64_t>(high, -1, 1 << 20));
-    filter.verdict = slot.verdict.with_room(slot.count);
-    run(slot.queue.get(), filter);
-    download(slot.queue.get(), slot.verdict_here.with_room(slot.count), filter.verdict, slot.count);
+    if (covered_) filter_.begin(slot, slot.count, length_, low, high);
   }
 
   // 1 or 0 of each. What the device left undecided is decided here.
@@ -159,6 +180,7 @@ class Scoring {
   const Execution execution_;
   Rollouts job_{};
   size_t length_;
+  const DeviceFilter filter_;
   std::vector<size_t> undecided_;
   std::vector<uint16_t> gathered_;
   std::vector<int8_t> decisions_;
@@ -264,6 +286,18 @@ void documents(const Params& params, uint64_t seed, const uint32_t* candidates, 
 void documents(const Params& params, uint64_t seed, const uint32_t* candidates, const uint32_t* repeats, size_t count,
                int32_t* tokens, const Execution&) {
   write_documents(params, seed, candidates, repeats, count, tokens);
+}
+
+void accept_tokens(const uint16_t* tokens, size_t count, int length, int64_t low, int64_t high, int8_t* accepted) {
+  if (count == 0) return;
+  const DeviceFilter filter;
+  Slot slot;
+  const size_t bytes = count * static_cast<size_t>(length) * sizeof *tokens;
+  memcpy(slot.tokens_here.with_room(bytes), tokens, bytes);
+  upload(slot.queue.get(), slot.tokens.with_room(bytes), slot.tokens_here.get(), bytes);
+  filter.begin(slot, count, static_cast<size_t>(length), low, high);
+  wait(slot.queue.get());
+  std::copy_n(slot.verdict_here.get(), count, accepted);
 }
 
 // A batch is scored, then decided and emitted, then given. While one is given to the caller, the next is emitted and

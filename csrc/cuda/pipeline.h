@@ -18,6 +18,10 @@ void documents(const Params&, uint64_t seed, const uint32_t* candidates, const u
 void documents(const Params&, uint64_t seed, const uint32_t* candidates, const uint32_t* repeats, size_t count,
                int32_t* tokens, const Execution&);
 
+// What the device alone says of `count` streams of `length` <= 1,024 tokens laid out as int32: 1 where
+// low < gzip bytes < high, else 0; -1 where it does not know.
+void accept_tokens(const uint16_t* tokens, size_t count, int length, int64_t low, int64_t high, int8_t* accepted);
+
 // One batch of a search: which of `examined` candidates from `first` on lie in the band, and a document of each.
 struct Found {
   uint32_t first = 0;

@@ -52,11 +52,19 @@ class Team {
   }
 
   // Of whole warps only: the greatest of the lanes' values, and their sum.
-  __device__ __forceinline__ uint32_t greatest(PerLane<uint32_t>& value) const {
+  NCA_MEMBER uint32_t greatest(PerLane<uint32_t>& value) const {
+#if defined(__CUDA_ARCH__)
     return __reduce_max_sync(~0u, value[lane_]);
+#else
+    return value[lane_];  // never called: nvcc compiles these functions for the host too
+#endif
   }
-  __device__ __forceinline__ uint32_t sum(PerLane<uint32_t>& value) const {
+  NCA_MEMBER uint32_t sum(PerLane<uint32_t>& value) const {
+#if defined(__CUDA_ARCH__)
     return __reduce_add_sync(~0u, value[lane_]);
+#else
+    return value[lane_];
+#endif
   }
 
   const int size;
