@@ -17,6 +17,8 @@ constexpr int GOOD_LENGTH = 32, GOOD_CANDIDATES = 1024;  // zlib may give up a s
 constexpr int HEADER_AND_TRAILER_BYTES = 18;
 constexpr int END_OF_BLOCK = 256, FIRST_LENGTH = 257;
 
+constexpr uint32_t NO_TOKEN = ~0u;
+
 struct Match {
   int length;  // 2 for none
   int distance;
@@ -115,21 +117,19 @@ class StreamParse {
     if (part != 1 && word == shared_word_) {
       return shared_.length ? Match{shared_.length + lead, shared_.distance} : Match{SHORTEST_MATCH - 1, 0};
     }
-    const uint32_t elsewhere = part == 1 ? own >> 8 : (next & 0xFF) << 8;  // as a token of its own, one byte off
-    const int most = bytes_ - position < LONGEST_MATCH ? bytes_ - position : LONGEST_MATCH;
+    // The three bytes as a token of their own, which begins where tokens do (high, 0, 0) or a byte before (0, 0, low).
+    const uint32_t alone = part == 1 ? own >> 8 : part == 2 ? (next & 0xFF) << 8 : NO_TOKEN;
+    const uint32_t tested = part == 2 ? 0xFF : NO_TOKEN;  // bits of `next` that three equal bytes imply
     PerLane<uint32_t> key;
     team_.phase([&](int lane) {
       uint32_t best = 0;
       for (int v = 1 + lane; v < word; v += WARP) {
-        const int distance = 4 * (word - v);
-        const bool same = part == 1 ? (word_[v - 1] ^ own) >> 8 == 0
-                          : part == 2 ? ((word_[v] ^ next) & 0xFF) == 0 : word_[v] == next;
-        if (same) best = greater(best, key_of(equal_bytes(word_, position, position - distance, most), distance));
-      }
-      if (part == 1 || part == 2) {
-        for (int v = 1 + lane; v < word; v += WARP) {
-          const int place = part == 1 ? 4 * v : 4 * v - 1;
-          if (word_[v] == elsewhere && place < position) best = greater(best, key_of(SHORTEST_MATCH, position - place));
+        const uint32_t different = word_[v] ^ next;
+        const bool same = part == 1 ? (word_[v - 1] ^ own) >> 8 == 0 : (different & tested) == 0;
+        if (word_[v] == alone) best = greater(best, key_of(SHORTEST_MATCH, position - 4 * v + (part == 2)));
+        if (same) {
+          const int more = different ? (different & 0xFF) == 0 : equal_tokens(v, word);  // most end at once
+          best = greater(best, key_of(at_most(lead + more, position), 4 * (word - v)));
         }
       }
       key[lane] = best;
@@ -144,8 +144,23 @@ class StreamParse {
 
   NCA_MEMBER static uint32_t greater(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
-  NCA_MEMBER Match longest_anywhere(int position) {
+  NCA_MEMBER int at_most(int length, int position) const {
     const int most = bytes_ - position < LONGEST_MATCH ? bytes_ - position : LONGEST_MATCH;
+    return length < most ? length : most;
+  }
+
+  // Equal leading bytes of two places where tokens begin, the first before the second; as many as matter.
+  NCA_MEMBER int equal_tokens(int a, int b) const {
+    int equal = 0;
+    for (; b < length_ && equal < LONGEST_MATCH; ++a, ++b, equal += 4) {
+      const uint32_t different = word_[a] ^ word_[b];
+      if (different) return equal + ((different & 0xFF) == 0);
+    }
+    return equal;
+  }
+
+  NCA_MEMBER Match longest_anywhere(int position) {
+    const int most = at_most(LONGEST_MATCH, position);
     const uint32_t three = four_bytes(word_, position) << 8;
     PerLane<uint32_t> key;
     team_.phase([&](int lane) {

@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(MOST_THREADS, BLOCKS_OF_PROCESSOR)
   roll_out<S>(Team(team_size), job, blockIdx.x * (blockDim.x / team_size) + team, shared + team * bytes);
 }
 
-__global__ void __launch_bounds__(MOST_THREADS) filter_kernel(const __grid_constant__ Filter job, unsigned bytes) {
+__global__ void __launch_bounds__(MOST_THREADS, 12)
+    filter_kernel(const __grid_constant__ Filter job, unsigned bytes) {
   extern __shared__ __align__(16) uint8_t shared[];
   const unsigned warp = threadIdx.x / WARP, index = blockIdx.x * (MOST_THREADS / WARP) + warp;
   if (index < job.count) filter(Team(WARP), job, index, shared + warp * bytes);

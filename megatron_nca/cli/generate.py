@@ -41,7 +41,7 @@ EXAMPLES = """examples:
   the same dataset by many processes, or an array of jobs: each makes its share, then one joins them
     megatron-nca generate --sequences 160000 --output DIR/nca --shard 3/8
     megatron-nca generate --sequences 160000 --output DIR/nca --merge
-The same settings and seed give the same bytes, whatever the device and the number of threads, processes and machines."""
+The same settings and seed give the same bytes, whatever the device and however many threads, processes and machines."""
 
 DRY_RUN_CANDIDATES = 512
 

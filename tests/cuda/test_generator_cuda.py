@@ -105,7 +105,7 @@ def test_documents_that_are_held_are_not_written_over(backend):
 def test_a_band_that_nothing_meets_ends(backend):
     law = replace(LAWS["two states"], band=(0.308, 0.3105))
     with pytest.raises(DataError, match=r"0 of the first 2\d,\d{3} candidates lie in it"):
-        list(NcaSource(law, 10_000, 1, device="cuda").blocks())
+        list(NcaSource(law, 1_000, 1, device="cuda").blocks())
 
 
 def test_controls_have_no_device(tmp_path, capsys):
