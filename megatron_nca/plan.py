@@ -282,7 +282,7 @@ def count_parameters(model: ModelConfig) -> tuple[int, int]:
 def phase_tokens(recipe: Recipe, name: str) -> int:
     """Training tokens of a phase; a sequence counts as model.sequence_length."""
     phase = recipe.phases[name]
-    return phase.iterations * phase.global_batch_size * recipe.model.sequence_length
+    return phase.train_sequences * recipe.model.sequence_length
 
 
 def dataset_bytes(recipe: Recipe, name: str) -> int:

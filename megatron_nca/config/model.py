@@ -1,9 +1,10 @@
-"""The shape of a Llama-like model, and how it is split over ranks."""
+"""The shape of a Llama-like model."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_nca.config.schema import suggest, to_dict
 from megatron_nca.errors import ConfigError, explain
 
 VOCABULARY_MULTIPLE = 128
@@ -99,69 +100,21 @@ class ModelConfig(ModelShape):
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """How one model is split (tensor, pipeline) and copied (data) over ranks."""
+PRESETS = {
+    "paper": ModelShape(num_layers=24, hidden_size=2048, num_heads=32, ffn_hidden_size=8192),
+    "400m": ModelShape(num_layers=24, hidden_size=1024, num_heads=16, ffn_hidden_size=4096),
+    "110m": ModelShape(num_layers=12, hidden_size=768, num_heads=12, ffn_hidden_size=3072),
+    "30m": ModelShape(num_layers=8, hidden_size=512, num_heads=8, ffn_hidden_size=2048),
+}
+"""The paper's 1.6B model, and smaller ones of its proportions: heads of 64, an MLP of 4 x hidden. The paper's own shape
+at 400M is not published. Sizes count the layers and the final norm, without vocabularies."""
 
-    tensor: int = 1
-    pipeline: int = 1
-    data: int = 1
-    sequence_parallel: bool = False
-    """Split norms and dropout along the sequence over the tensor-parallel ranks."""
 
-    def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "data"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    explain(
-                        f"parallel.{name}",
-                        getattr(self, name),
-                        "must be at least 1.",
-                        "give the number of ranks along that axis.",
-                    )
-                )
-        if self.sequence_parallel and self.tensor == 1:
-            raise ConfigError(
-                explain("parallel.sequence_parallel", True, "needs tensor > 1.", "set parallel.tensor or turn it off.")
-            )
-
-    @property
-    def world_size(self) -> int:
-        return self.tensor * self.pipeline * self.data
-
-    def check_model(self, model: ModelConfig) -> None:
-        """Raise ConfigError if `model` cannot be split so."""
-        for what, size in [
-            ("num_heads", model.num_heads),
-            ("num_query_groups", model.query_groups),
-            ("ffn_hidden_size", model.ffn_hidden_size),
-            ("hidden_size", model.hidden_size),
-            ("padded vocabulary", model.padded_vocab_size),
-        ]:
-            if size % self.tensor:
-                raise ConfigError(
-                    explain(
-                        "parallel.tensor",
-                        self.tensor,
-                        f"does not divide the model's {what} = {size}.",
-                        "choose a common divisor of heads, query groups and sizes.",
-                    )
-                )
-        if model.num_layers % self.pipeline:
-            raise ConfigError(
-                explain(
-                    "parallel.pipeline",
-                    self.pipeline,
-                    f"does not divide num_layers = {model.num_layers}.",
-                    "choose a divisor of num_layers.",
-                )
-            )
-        if self.sequence_parallel and model.sequence_length % self.tensor:
-            raise ConfigError(
-                explain(
-                    "parallel.tensor",
-                    self.tensor,
-                    f"does not divide sequence_length = {model.sequence_length} under sequence parallelism.",
-                    "choose a divisor.",
-                )
-            )
+def resolve_preset(values: dict) -> dict:
+    """`preset: NAME` in the settings of a model becomes that shape with the other keys on top. Raises ConfigError."""
+    if "preset" not in values:
+        return values
+    name = values["preset"]
+    if name not in PRESETS:
+        raise ConfigError(f"model.preset = {name!r}: unknown.{suggest(name, list(PRESETS))}")
+    return {**to_dict(PRESETS[name]), **{key: value for key, value in values.items() if key != "preset"}}

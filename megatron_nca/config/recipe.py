@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_nca.config.automata import CLASSIC, ClassicGrid, ClassicLaw
+from megatron_nca.config.batch_size import BatchSizes
 from megatron_nca.config.controls import BASES, DyckLaw
 from megatron_nca.config.dataset import Dataset
 from megatron_nca.config.law import NcaLaw, domain_band, preset
-from megatron_nca.config.model import ModelConfig, ModelShape, ParallelConfig
+from megatron_nca.config.model import ModelConfig, ModelShape, resolve_preset
+from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.config.schema import apply_overrides, build, read_yaml, suggest, to_dict
 from megatron_nca.errors import ConfigError, explain
 
@@ -51,10 +53,15 @@ class Phase:
     dataset: str
     iterations: int
     global_batch_size: int
+    rampup_batch_size: tuple[int, int, int] | None = None
+    """[start, increment, sequences]: reach global_batch_size in equal steps over the first so many sequences, as
+    Megatron does. The schedule of the learning rate still names iterations."""
     micro_batch_size: int
     optimizer: OptimizerConfig
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    fp8: Literal["e4m3", "hybrid"] | None = None
+    """Matrix products of the layers in fp8, over bf16; needs Transformer Engine."""
     attention_dropout: float = 0.0
     attention_dropout_iterations: int | None = None
     """Dropout is on for so many iterations, None: for all. The released text phases lose it at their first
@@ -87,11 +94,11 @@ class Phase:
                     "use a value in [0, 1).",
                 )
             )
-        for name in ("global_batch_size", "validation_sequences"):
-            step = self.micro_batch_size * self.parallel.data
-            if getattr(self, name) % step:
-                reason = f"is not a multiple of micro_batch_size x parallel.data = {step}."
-                raise ConfigError(explain(name, getattr(self, name), reason, "change one of the three."))
+        if self.fp8 and self.precision != "bf16":
+            raise ConfigError(explain("fp8", self.fp8, f"stands over bf16, not {self.precision}.", "set precision bf16."))
+        sizes = {f"rampup_batch_size, a batch of {size}": size for size in self.batch_sizes.sizes[:-1]}
+        sizes |= {name: getattr(self, name) for name in ("global_batch_size", "validation_sequences")}
+        self.parallel.check_batches(sizes, self.micro_batch_size)
         decay = self.optimizer.decay_iterations
         if decay is not None and decay < self.iterations:
             raise ConfigError(
@@ -111,6 +118,15 @@ class Phase:
                     "shorten it, or lengthen the schedule with decay_iterations.",
                 )
             )
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        return BatchSizes(self.global_batch_size, self.rampup_batch_size)
+
+    @property
+    def train_sequences(self) -> int:
+        """Sequences of all iterations."""
+        return self.batch_sizes.consumed_after(self.iterations)
 
     def dropout_at(self, iteration: int) -> float:
         """Attention dropout of an iteration, counted from 0."""
@@ -265,6 +281,8 @@ def _resolve_law(values: dict, where: str) -> dict:
 
 def recipe_from_dict(values: dict) -> Recipe:
     """Build and check a recipe. Raises ConfigError."""
+    if isinstance(values, dict) and isinstance(values.get("model"), dict):
+        values = {**values, "model": resolve_preset(values["model"])}
     if isinstance(values, dict) and isinstance(values.get("datasets"), dict):
         values = {**values, "datasets": dict(values["datasets"])}
         for name, dataset in values["datasets"].items():

@@ -1,7 +1,8 @@
 """All that the training loop sees of Megatron: a model that takes steps, evaluates, saves and loads."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,40 +45,62 @@ class Engine:
     def __init__(self, model: ModelConfig, phase: Phase, ranks: Ranks, seed: int) -> None:
         self.model_config, self.phase, self.ranks, self.seed = model, phase, ranks, seed
         patches.quiet()
+        from megatron_nca.mcore import stack
+
+        stack.check_precision(phase)  # before a group is joined, and alike on every rank
         self.device = parallel.initialise(phase.parallel, ranks)
         self.adam = patches.install()
         from megatron_nca.mcore import model as models
         from megatron_nca.mcore import optim
 
         parallel.seed_streams(seed, 0)
-        self.model = optim.wrap(models.build(model, phase.parallel, phase.precision, self.device))
-        self.optimizer = optim.build_optimizer(self.model, phase.optimizer, phase.precision)
+        chosen = stack.choose(phase)
+        self.layers = chosen.name
+        self.chunks = optim.wrap(models.build(model, phase, chosen, self.device), phase.parallel)
+        self.optimizer = optim.build_optimizer(self.chunks, phase)
         self.schedule = optim.build_schedule(self.optimizer, phase)
         self._connect()
 
     def _connect(self) -> None:
         """Give Megatron's schedules what they ask of the configuration."""
+        from megatron.core import parallel_state
         from megatron.core.distributed import finalize_model_grads
         from megatron.core.utils import get_model_config
 
-        self._config = get_model_config(self.model)
+        self._config = get_model_config(self.chunks[0])
         self._config.grad_scale_func = self.optimizer.scale_loss
         self._config.finalize_model_grads_func = finalize_model_grads
+        if self.chunks[0].ddp_config.overlap_grad_reduce:
+            no_sync = [chunk.no_sync for chunk in self.chunks]
+            grad_sync = [chunk.start_grad_sync for chunk in self.chunks]
+            single = len(self.chunks) == 1
+            self._config.no_sync_func = no_sync[0] if single else no_sync
+            self._config.grad_sync_func = grad_sync[0] if single else grad_sync
+        self._held = None
+        if self.phase.parallel.context > 1:
+            from megatron_nca.mcore.attention import held_positions
+
+            place = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+            self._held = held_positions(self.model_config.sequence_length, *place).to(self.device)
 
     def train_step(self, batches: Iterator[dict], iteration: int) -> StepResult:
-        """One optimizer step on the micro-batches of `batches`; `iteration` counts from 0."""
-        self.model.train()
+        """One optimizer step on the micro-batches of `batches`; `iteration` counts from 0.
+
+        Their number follows from the sequences consumed so far, as the learning rate does.
+        """
+        batch_size = self.phase.batch_sizes.at(self.schedule.num_steps)
         self._config.attention_dropout = self.phase.dropout_at(iteration)
         if self._config.attention_dropout:  # nothing else draws random numbers
             parallel.seed_streams(self.seed, iteration)
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        micro_batches = self.phase.global_batch_size // (self.phase.micro_batch_size * self.phase.parallel.data)
-        sums = self._schedule(batches, micro_batches, self.phase.micro_batch_size, forward_only=False)
+        sums = self._schedule(batches, batch_size, forward_only=False)
         learning_rate, loss_scale = self.learning_rate, float(self.optimizer.get_loss_scale())
         updated, grad_norm, _ = self.optimizer.step()
         # Also after a skipped update: the rate is a function of the iteration, which a resume knows.
-        self.schedule.step(increment=self.phase.global_batch_size)
+        self.schedule.step(increment=batch_size)
         loss_sum, tokens = self._reduce(torch.stack(sums).sum(0) if sums else None, 2)
         return StepResult(
             loss=loss_sum / tokens,
@@ -89,10 +112,10 @@ class Engine:
 
     def evaluate(self, batches: Iterator[dict], sequences: int, buckets: np.ndarray) -> Evaluation:
         """Mean loss over `sequences` validation sequences, in all and by bucket; buckets (L,) of target positions."""
-        self.model.eval()
-        micro_batches = sequences // (self.phase.micro_batch_size * self.phase.parallel.data)
+        for chunk in self.chunks:
+            chunk.eval()
         with torch.no_grad():
-            sums = self._schedule(batches, micro_batches, self.phase.micro_batch_size, forward_only=True)
+            sums = self._schedule(batches, sequences, forward_only=True)
         length = self.model_config.sequence_length
         values = np.array(self._reduce(torch.stack(sums).sum(0) if sums else None, 2 + 2 * length))
         losses = np.bincount(buckets, weights=values[2 : 2 + length])
@@ -105,28 +128,32 @@ class Engine:
         """Of the next update."""
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer.param_groups else math.nan
 
-    def _schedule(self, batches: Iterator[dict], micro_batches: int, micro_batch_size: int, forward_only: bool) -> list:
+    def _schedule(self, batches: Iterator[dict], sequences: int, forward_only: bool) -> list:
+        """Run a global batch of `sequences` through the pipeline; what the last stage logged, elsewhere empty."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
+        chunks, micro_batch_size = len(self.chunks), self.phase.micro_batch_size
         return get_forward_backward_func()(
-            forward_step_func=partial(_forward, by_position=forward_only),
-            data_iterator=batches,
-            model=[self.model],
-            num_microbatches=micro_batches,
+            forward_step_func=partial(_forward, by_position=forward_only, held=self._held),
+            # Every chunk goes through the same micro-batches at its own pace.
+            data_iterator=batches if chunks == 1 else list(itertools.tee(batches, chunks)),
+            model=self.chunks,
+            num_microbatches=sequences // (micro_batch_size * self.phase.parallel.data),
             seq_length=self.model_config.sequence_length,
             micro_batch_size=micro_batch_size,
             forward_only=forward_only,
         )
 
     def _reduce(self, values: torch.Tensor | None, size: int) -> list[float]:
-        """Sum over data-parallel ranks and hand the last pipeline stage's result to all."""
+        """Sum over data- and context-parallel ranks and hand the last pipeline stage's result to all."""
         from megatron.core import parallel_state
 
         if values is None:
             values = torch.zeros(size, dtype=torch.float64, device=self.device)
         if self.ranks.world_size > 1:
-            if parallel_state.get_data_parallel_world_size() > 1:
-                dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+            if group.size() > 1:
+                dist.all_reduce(values, group=group)
             if parallel_state.get_pipeline_model_parallel_world_size() > 1:
                 dist.broadcast(
                     values,
@@ -138,19 +165,22 @@ class Engine:
     @property
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes on disk: weights, fp32 weights and two moments, of all ranks."""
-        numel = sum(parameter.numel() for parameter in self.model.parameters())
+        numel = sum(parameter.numel() for chunk in self.chunks for parameter in chunk.parameters())
         return numel * 16 * self.phase.parallel.tensor * self.phase.parallel.pipeline
 
     def save(self, folder: Path) -> None:
         from megatron_nca.mcore import sharded
 
-        sharded.save(folder, self.model, self.optimizer)
+        if self.chunks[0].ddp_config.overlap_param_gather:
+            for chunk in self.chunks:  # else weights of other ranks' shards are those before the last update
+                chunk.start_param_sync(force_sync=True)
+        sharded.save(folder, self.chunks, self.optimizer)
 
     def load(self, folder: Path) -> RunConfig:
         """Weights, and optimizer states if there are any; sets the schedule to the checkpoint's iteration."""
         from megatron_nca.mcore import sharded
 
-        run_config = sharded.load(folder, self.model, self.optimizer, self.model_config)
+        run_config = sharded.load(folder, self.chunks, self.optimizer, self.model_config)
         self.schedule.num_steps = 0
         self.schedule.step(increment=run_config.consumed_sequences)
         return run_config
@@ -159,19 +189,32 @@ class Engine:
         parallel.leave_model_groups()
 
 
-def _forward(batches: Iterator[dict], model: torch.nn.Module, by_position: bool) -> tuple:
+def _forward(
+    batches: Iterator[dict], model: torch.nn.Module, by_position: bool, held: torch.Tensor | None
+) -> tuple[torch.Tensor, Callable]:
+    """Megatron's forward step. `held` are the positions of this rank where sequences are split."""
     batch = next(batches)
+    length = batch["tokens"].shape[1]
+    if held is not None:
+        batch = {key: rows.index_select(1, held) for key, rows in batch.items()}
     losses = model(batch["tokens"], None, None, labels=batch["labels"])
-    return losses, partial(_loss, batch["loss_mask"], by_position=by_position)
+    positions = (length, held) if by_position else None
+    return losses, partial(_loss, batch["loss_mask"], positions=positions)
 
 
-def _loss(loss_mask: torch.Tensor, losses: torch.Tensor, by_position: bool) -> tuple:
-    """Megatron's loss function: (sum of losses, scored tokens, what to log). Shapes (B, S)."""
+def _loss(loss_mask: torch.Tensor, losses: torch.Tensor, positions: tuple[int, torch.Tensor | None] | None) -> tuple:
+    """Megatron's loss function: (sum of losses, scored tokens, what to log). Shapes (B, positions of this rank).
+
+    With `positions`, the length of a sequence and which of it are held here, both are logged by position too.
+    """
     masked = losses.float() * loss_mask
     total, tokens = masked.sum(), loss_mask.sum()
     logged = torch.stack([total.detach(), tokens]).double()
-    if by_position:
-        logged = torch.cat([logged, masked.double().sum(0), loss_mask.double().sum(0)])
+    if positions is not None:
+        length, held = positions
+        for values in (masked, loss_mask):
+            sums = values.double().sum(0)
+            logged = torch.cat([logged, sums if held is None else sums.new_zeros(length).index_copy(0, held, sums)])
     return total, tokens.to(torch.int), logged
 
 

@@ -7,23 +7,38 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import get_model_config
 
-from megatron_nca.config.recipe import OptimizerConfig, Phase
+from megatron_nca.config.parallel import ParallelConfig
+from megatron_nca.config.recipe import Phase
 from megatron_nca.mcore.model import DTYPES
 
 
-def wrap(module: torch.nn.Module) -> DistributedDataParallel:
-    """The model behind Megatron's gradient buffers; gradients are kept and reduced in fp32."""
-    settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False, check_for_nan_in_grad=False
-    )
-    return DistributedDataParallel(config=get_model_config(module), ddp_config=settings, module=module)
+def wrap(chunks: list[torch.nn.Module], parallel: ParallelConfig) -> list[DistributedDataParallel]:
+    """Each chunk behind Megatron's gradient buffers; gradients are kept and reduced in fp32."""
+    reduce, gather = parallel.overlaps(torch.cuda.is_available())
+    wrapped = []
+    for stage, chunk in enumerate(chunks):
+        settings = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=reduce,
+            overlap_param_gather=gather,
+            check_for_nan_in_grad=False,
+        )
+        # Only what the first chunk has to reduce lies on the critical path; one bucket for each of the others.
+        wrapped.append(
+            DistributedDataParallel(
+                config=get_model_config(chunk), ddp_config=settings, module=chunk, disable_bucketing=stage > 0
+            )
+        )
+    return wrapped
 
 
-def build_optimizer(model: DistributedDataParallel, settings: OptimizerConfig, precision: str) -> object:
+def build_optimizer(chunks: list[DistributedDataParallel], phase: Phase) -> object:
     """Megatron's DistributedOptimizer over Adam with decoupled weight decay.
 
     Norm weights are exempt from weight decay unless `decay_norms`.
     """
+    settings, precision = phase.optimizer, phase.precision
     config = MegatronOptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
@@ -37,21 +52,22 @@ def build_optimizer(model: DistributedDataParallel, settings: OptimizerConfig, p
         fp16=precision == "fp16",
         params_dtype=DTYPES[precision],
         use_distributed_optimizer=True,
+        overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
     )
     # None asks Megatron for its habit (no decay on 1-D parameters), an empty mapping for decay on all.
-    return get_megatron_optimizer(config, [model], config_overrides={} if settings.decay_norms else None)
+    return get_megatron_optimizer(config, chunks, config_overrides={} if settings.decay_norms else None)
 
 
 def build_schedule(optimizer: object, phase: Phase) -> OptimizerParamScheduler:
-    """Linear warm-up and decay, counted in sequences as Megatron counts."""
-    settings, batch = phase.optimizer, phase.global_batch_size
-    decay = (settings.decay_iterations or phase.iterations) * batch
+    """Linear warm-up and decay, counted in sequences as Megatron counts; they end at the iterations that are named."""
+    settings, consumed_after = phase.optimizer, phase.batch_sizes.consumed_after
+    decay = consumed_after(settings.decay_iterations or phase.iterations)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        lr_warmup_steps=settings.warmup_iterations * batch,
+        lr_warmup_steps=consumed_after(settings.warmup_iterations),
         lr_decay_steps=decay,
         lr_decay_style=settings.decay_style,
         start_wd=settings.weight_decay,

@@ -7,10 +7,11 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_nca.config.model import ParallelConfig
+from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.errors import ConfigError, MegatronNcaError, explain
 from megatron_nca.mcore import cpu
 
@@ -57,8 +58,8 @@ def check_world_size(parallel: ParallelConfig, ranks: Ranks) -> None:
             explain(
                 "world size",
                 ranks.world_size,
-                f"the layout tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} "
-                f"needs {parallel.world_size} ranks.",
+                f"the layout tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} "
+                f"x data {parallel.data} needs {parallel.world_size} ranks.",
                 f"start with torchrun --nproc-per-node {parallel.world_size}, or change the phase's parallel settings.",
             )
         )
@@ -76,7 +77,10 @@ def initialise(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
     if not dist.is_initialized():
         _join(ranks, "nccl" if use_cuda else "gloo")
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
     )
     return device
 
@@ -102,14 +106,16 @@ def shut_down() -> None:
 
 
 def seed_streams(seed: int, iteration: int) -> None:
-    """Set all of Megatron's random streams to a function of (seed, iteration, model-parallel rank).
+    """Set all of Megatron's random streams to a function of (seed, iteration, rank).
 
     Called at the front of each iteration, so that dropout after a resume equals dropout without one and
-    no random state needs to be saved.
+    no random state needs to be saved. Stages, parts of a sequence and copies of the model draw apart; inside a
+    tensor-parallel group Megatron itself keeps what must be equal equal.
     """
-    from megatron.core import tensor_parallel
+    from megatron.core import parallel_state, tensor_parallel
 
-    combined = (seed * 1_000_003 + iteration) % (2**31 - 10_000)
+    group = parallel_state.get_tensor_model_parallel_src_rank()
+    combined = int(np.random.SeedSequence([seed, iteration, group]).generate_state(1)[0]) % (2**31 - 10_000)
     torch.manual_seed(combined)
     tensor_parallel.model_parallel_cuda_manual_seed(combined, force_reset_rng=True)
 

@@ -30,17 +30,20 @@ def _metadata() -> dict:
     }
 
 
-def _model_state(model: torch.nn.Module, metadata: dict) -> dict:
-    """The model's sharded tensors without `_extra_state`, pickled objects that only Transformer Engine's fp8 fills."""
-    state = model.module.sharded_state_dict(metadata=metadata)
-    return {name: tensor for name, tensor in state.items() if not name.endswith("_extra_state")}
+def _model_state(chunks: list[torch.nn.Module], metadata: dict) -> dict:
+    """Each chunk's sharded tensors without `_extra_state`, pickled objects that only fp8 with a history fills."""
+    states = [chunk.module.sharded_state_dict(metadata=metadata) for chunk in chunks]
+    return {
+        f"model{stage}": {name: tensor for name, tensor in state.items() if not name.endswith("_extra_state")}
+        for stage, state in enumerate(states)
+    }
 
 
-def save(folder: Path, model: torch.nn.Module, optimizer: object) -> None:
+def save(folder: Path, chunks: list[torch.nn.Module], optimizer: object) -> None:
     """Write tensors of model and optimizer into the existing `folder`."""
     metadata = _metadata()
-    state = {"model": _model_state(model, metadata)}
-    state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=metadata)
+    state = _model_state(chunks, metadata)
+    state["optimizer"] = optimizer.sharded_state_dict(dict(state), metadata=metadata)
     content = {key: value for key, value in metadata.items() if key != "dp_cp_group"}
     patches.save_without_a_server()
     try:
@@ -50,7 +53,7 @@ def save(folder: Path, model: torch.nn.Module, optimizer: object) -> None:
         raise CheckpointError(f"{folder}: the checkpoint could not be written ({causes}).") from error
 
 
-def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: ModelConfig) -> RunConfig:
+def load(folder: Path, chunks: list[torch.nn.Module], optimizer: object, expected: ModelConfig) -> RunConfig:
     """Load the weights of a checkpoint and, if it holds them, the optimizer's states; at any layout.
 
     Raises CheckpointError for a checkpoint of another shape: Megatron itself would fill a larger vocabulary with
@@ -59,10 +62,10 @@ def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: Mode
     run_config = load_run_config(folder)
     check_shape(folder, run_config.model, expected)
     metadata = _metadata()
-    state = {"model": _model_state(model, metadata)}
-    if run_config.optimizer:
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=metadata)
+    state = _model_state(chunks, metadata)
     _check_tensors(folder, state)
+    if run_config.optimizer:
+        state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=True, metadata=metadata)
     _check_common(folder)
     try:
         state = dist_checkpointing.load(
@@ -74,9 +77,10 @@ def load(folder: Path, model: torch.nn.Module, optimizer: object, expected: Mode
             "Cure: use an older checkpoint of the series."
         ) from error
     with torch.no_grad():  # an fp32 optimizer copies into leaves in place
-        inner = getattr(model.module, "module", model.module)  # Float16Module's own does not say what is missing
-        missing, unexpected = inner.load_state_dict(state["model"], strict=False)
-        assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
+        for stage, chunk in enumerate(chunks):
+            inner = getattr(chunk.module, "module", chunk.module)  # Float16Module's own does not say what is missing
+            missing, unexpected = inner.load_state_dict(state[f"model{stage}"], strict=False)
+            assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
         if run_config.optimizer:
             optimizer.load_state_dict(state["optimizer"])
         else:
@@ -108,10 +112,10 @@ def check_shape(folder: Path, found: ModelConfig, expected: ModelConfig) -> None
         )
 
 
-def _check_tensors(folder: Path, state: dict) -> None:
+def _check_tensors(folder: Path, chunks: dict[str, dict]) -> None:
     """The file's own table of tensors, read without unpickling code, must agree with the model's."""
     table = TorchDistReader(folder).table
-    for name, tensor in state["model"].items():
+    for name, tensor in (item for chunk in chunks.values() for item in chunk.items()):
         if isinstance(tensor, ShardedTensorFactory):  # the gated MLP: gate and up are loaded apart, and checked then
             continue
         shape = tuple(tensor.global_shape)

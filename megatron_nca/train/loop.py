@@ -71,13 +71,14 @@ def train(job: Job, ranks: Ranks) -> None:
         )
         if ranks.is_first:
             logger.info(
-                "phase %s, arm %s, seed %d: %s at iteration %d, on %s, %s",
+                "phase %s, arm %s, seed %d: %s at iteration %d, on %s, %s, %s",
                 job.phase,
                 job.arm,
                 job.seed,
                 "resumed" if resumed else "started",
                 run_config.iteration,
                 engine.device,
+                engine.layers,
                 engine.adam,
             )
         length = model.sequence_length
@@ -122,13 +123,14 @@ def _loop(
     while iteration < phase.iterations:
         started = time.perf_counter()
         # --------------------------------- one step ---------------------------------
+        batch = phase.batch_sizes.at(consumed)
         with waiting:
-            supply.wait(consumed + phase.global_batch_size)
-        batches = data.train_batches(consumed, phase.global_batch_size, phase.micro_batch_size, engine.device)
+            supply.wait(consumed + batch)
+        batches = data.train_batches(consumed, batch, phase.micro_batch_size, engine.device)
         result = engine.train_step(waiting.over(batches), iteration)
         # -----------------------------------------------------------------------------
-        iteration, consumed = iteration + 1, consumed + phase.global_batch_size
-        metrics.train(iteration, consumed, phase.global_batch_size, result, time.perf_counter() - started)
+        iteration, consumed = iteration + 1, consumed + batch
+        metrics.train(iteration, consumed, batch, result, time.perf_counter() - started)
         if not math.isfinite(result.loss):
             raise LaunchError(
                 f"lm loss = {result.loss} at iteration {iteration} of phase {job.phase}: training has diverged. "
@@ -187,7 +189,7 @@ def _open_data(job: Job, supply: Beforehand | OnNode) -> object:
             supply.validation_prefix,
             job.recipe.model.sequence_length,
             job.seed,
-            phase.iterations * phase.global_batch_size,
+            phase.train_sequences,
             phase.validation_sequences,
             job.run.dataset(phase.dataset).path / "index_cache",
             job.recipe.model_config(job.phase).vocab_size,

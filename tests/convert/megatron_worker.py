@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_nca.config.model import ParallelConfig
+from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.config.recipe import OptimizerConfig, Phase
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.config.schema import to_yaml
@@ -49,7 +49,7 @@ def execute(job: dict, ranks: Ranks) -> None:
     if "dump" in job:
         np.savez(
             job["dump"],
-            **{name: parameter.detach().float().numpy() for name, parameter in engine.model.module.named_parameters()},
+            **{name: parameter.detach().float().numpy() for name, parameter in engine.chunks[0].module.named_parameters()},
         )
     if "save" in job:
         folder = Path(job["save"])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from megatron_nca.config import law as laws
 from megatron_nca.config.law import NcaLaw, preset
-from megatron_nca.config.model import ModelConfig, ModelShape, ParallelConfig
+from megatron_nca.config.model import ModelConfig, ModelShape
+from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.config.schema import apply_overrides, build, read_yaml, to_dict, to_yaml
 from megatron_nca.errors import CheckpointError, ConfigError

@@ -58,7 +58,7 @@ def test_losses_and_updates_equal_plain_pytorch(groups: int, tmp_path: Path) -> 
         engine.load(initial)
         tokens = torch.randint(0, 200, (4, 33), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            ours = engine.model(tokens[:, :-1], None, None, labels=tokens[:, 1:])
+            ours = engine.chunks[0](tokens[:, :-1], None, None, labels=tokens[:, 1:])
         torch.testing.assert_close(ours, plain(tokens[:, :-1], tokens[:, 1:]).detach(), rtol=1e-5, atol=1e-5)
         adamw = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8)
         for iteration in range(3):
