@@ -12,10 +12,22 @@ LAYOUTS = {
     "tp1pp1": {},
     "tp2": {"tensor": 2},
     "pp2": {"pipeline": 2},
-    "tp2sp": {"tensor": 2, "sequence_parallel": True},
+    "pp2vp2": {"pipeline": 2, "virtual_pipeline": 2},
+    "tp2sp": {"tensor": 2, "sequence_parallel": True, "recompute": {"granularity": "selective"}},
+    "cp2": {"context": 2, "recompute": {"granularity": "selective", "modules": ["core_attn", "mlp"]}},
     "dp2": {"data": 2},
-    "tp2pp2": {"tensor": 2, "pipeline": 2},
+    "dp2overlap": {"data": 2, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    "tp4": {"tensor": 4},
+    "pp4": {"pipeline": 4, "recompute": {"granularity": "full", "method": "block", "layers": 1}},
+    "pp4vp2": {"pipeline": 4, "virtual_pipeline": 2},
+    "tp2cp2sp": {"tensor": 2, "context": 2, "sequence_parallel": True},
+    "tp2pp2": {"tensor": 2, "pipeline": 2, "recompute": {"granularity": "full", "layers": 2}},
+    "pp2vp2dp2": {"pipeline": 2, "virtual_pipeline": 2, "data": 2, "overlap_grad_reduce": True},
 }
+MICRO_BATCH_SIZES = {"pp4": 1, "pp4vp2": 1, "pp2vp2dp2": 1, "dp2overlap": 1, "tp2sp": 4, "tp4": 4, "tp2cp2sp": 4}
+"""Of all other layouts 2. Losses must not depend on it; small ones make many small collectives, slow on CPUs."""
+HALF = ("tp1pp1", "tp2sp", "pp2vp2", "cp2")
+"""Layouts that are trained in bf16 too, as phases named bf16_<layout>."""
 TIMES = {"iteration-time", "tokens-per-second", "wall-time", "data-time"}
 """What differs between two runs in the lines of metrics.jsonl."""
 LAW = {"num_states": 3, "height": 6, "width": 6, "sequence_length": 64, "band": [0.05, 1.0], "score_frames": 5}
@@ -27,7 +39,6 @@ def recipe_values(iterations: int = 20, **phase: object) -> dict:
         "dataset": "nca",
         "iterations": iterations,
         "global_batch_size": 4,
-        "micro_batch_size": 1,
         "precision": "fp32",
         "validation_interval": 10,
         "validation_sequences": 4,
@@ -35,17 +46,23 @@ def recipe_values(iterations: int = 20, **phase: object) -> dict:
         "optimizer": {"lr": 3e-3, "min_lr": 1e-4, "warmup_iterations": 3, "weight_decay": 0.1, "clip_grad": 1.0},
         **phase,
     }
-    phases = {name: {**common, "parallel": layout} for name, layout in LAYOUTS.items()}
-    arms = {name: {"steps": [{"phase": name}]} for name in LAYOUTS}
+    phases = {
+        name: {**common, "parallel": layout, "micro_batch_size": MICRO_BATCH_SIZES.get(name, 2)}
+        for name, layout in LAYOUTS.items()
+    }
+    phases |= {f"bf16_{name}": {**phases[name], "precision": "bf16"} for name in HALF}
+    for name in set(phases) - {"tp2", "dp2", "tp2pp2"}:  # those are stopped and looked at halfway
+        phases[name]["save_interval"] = iterations
+    arms = {name: {"steps": [{"phase": name}]} for name in phases}
     return {
         "name": "layouts",
         "control": "tp1pp1",
         "seeds": [0],
         "model": {
-            "num_layers": 2,
+            "num_layers": 8,
             "hidden_size": 32,
-            "num_heads": 4,
-            "num_query_groups": 2,
+            "num_heads": 8,
+            "num_query_groups": 4,
             "ffn_hidden_size": 64,
             "sequence_length": 64,
         },
