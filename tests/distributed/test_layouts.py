@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from launching import REPOSITORY, TIMES, command, execute, read_metrics, recipe_values, torchrun
+
+from megatron_nca.mcore.torch_dist import TorchDistReader
 
 WORKER = Path(__file__).parent / "worker.py"
 
@@ -27,8 +31,22 @@ def trained(run_folder: Path) -> Path:
     """Every layout trained for 20 iterations, in one launch per world size."""
     assert {phase for phases in LAUNCHES.values() for phase in phases} == set(recipe_values()["phases"])
     for ranks, phases in LAUNCHES.items():
-        execute(torchrun(ranks, WORKER, *(f"{run_folder}::{phase}" for phase in phases)))
+        jobs = [f"{run_folder}::{phase}" for phase in phases]
+        if ranks == 4:
+            jobs.append(f"{half_done(run_folder)}::pp4vp2")
+        execute(torchrun(ranks, WORKER, *jobs))
     return run_folder
+
+
+def half_done(run: Path) -> Path:
+    """A run folder beside `run` whose pp4vp2 stands at iteration 10, with the checkpoint that tp2 wrote there."""
+    other = run / "resharded"
+    phase = other / "arms/pp4vp2/seed0/pp4vp2"
+    shutil.copytree(run / "arms/tp2/seed0/tp2/checkpoints/iter_0000010", phase / "checkpoints/iter_0000010")
+    (phase / "initial").symlink_to(run / "arms/tp1pp1/seed0/tp1pp1/initial")
+    for name in ("recipe.yaml", "data"):
+        (other / name).symlink_to(run / name)
+    return other
 
 
 def reference(phase: str) -> tuple[str, float]:
@@ -59,6 +77,28 @@ def test_validation_by_frame_does_not_depend_on_the_layout(trained: Path, phase:
         assert ours["lm loss validation"] == pytest.approx(theirs["lm loss validation"], rel=tolerance)
         assert ours["loss by position"][0] is None, "the first frame carries no loss"
         assert ours["loss by position"][1:] == pytest.approx(theirs["loss by position"][1:], rel=10 * tolerance)
+
+
+@pytest.mark.parametrize("phase", [phase for phase in PHASES if not phase.startswith("bf16_")])
+def test_checkpoints_hold_the_same_weights(trained: Path, phase: str) -> None:
+    """Also those that another rank updated last, and those of every chunk of an interleaved pipeline."""
+    ours, theirs = (
+        TorchDistReader(trained / f"arms/{name}/seed0/{name}/checkpoints/iter_0000020") for name in (phase, "tp1pp1")
+    )
+    assert set(ours.table) == set(theirs.table)
+    for key in ours.table:
+        if not key.startswith("optimizer."):
+            torch.testing.assert_close(ours.read(key), theirs.read(key), rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_resumes_at_another_layout(trained: Path) -> None:
+    """Weights and optimizer from TP2 to PP4 with virtual stages."""
+    found = read_metrics(trained / "resharded", "pp4vp2", "pp4vp2", "train")
+    expected = read_metrics(trained, "tp1pp1", "tp1pp1", "train")[10:]
+    assert [line["iteration"] for line in found] == list(range(11, 21))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["lm loss"] == pytest.approx(theirs["lm loss"], rel=1e-5)
+        assert ours["learning-rate"] == theirs["learning-rate"]
 
 
 def test_checkpoints_and_done_record(trained: Path) -> None:
