@@ -64,7 +64,7 @@ class ParallelConfig:
     tensor: int = 1
     pipeline: int = 1
     virtual_pipeline: int = 1
-    """Model chunks of each pipeline rank. Above 1 the schedule is the interleaved one: smaller bubbles, more messages."""
+    """Model chunks of each pipeline rank. Above 1 the schedule is interleaved: smaller bubbles, more messages."""
     context: int = 1
     """Ranks over which each sequence is split, activations with it."""
     data: int = 1

@@ -49,7 +49,7 @@ def execute(job: dict, ranks: Ranks) -> None:
     if "dump" in job:
         np.savez(
             job["dump"],
-            **{name: parameter.detach().float().numpy() for name, parameter in engine.chunks[0].module.named_parameters()},
+            **{name: weight.detach().float().numpy() for name, weight in engine.chunks[0].module.named_parameters()},
         )
     if "save" in job:
         folder = Path(job["save"])
