@@ -12,7 +12,11 @@ from setuptools import setup
 
 # One order of operations on every machine: no contraction of a * b + c, no fast-math. The -fno- flags change no value.
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
-FLAGS_OF_FILE = {"rollout_avx2.cpp": ["-mavx2", "-mfma"]}
+FLAGS_OF_FILE = {
+    "rollout_avx2.cpp": ["-mavx2", "-mfma"],
+    # g++ 12 calls variables of its own header uninitialised (bug 105593).
+    "rollout_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-Wno-uninitialized"],
+}
 SOURCES = [
     "bind",
     "deflate_block",
@@ -20,6 +24,7 @@ SOURCES = [
     "deflate_fast",
     "deflate_size",
     "rollout_avx2",
+    "rollout_avx512",
     "rollout_cpu",
     "rollout_portable",
     "rule_cpu",
@@ -37,6 +42,7 @@ HEADERS = [
     "rollout",
     "rollout_kernel",
     "rollout_kernel_body",
+    "rollout_row_tables",
     "rule",
     "runner",
 ]

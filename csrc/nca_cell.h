@@ -29,9 +29,11 @@ struct alignas(16) Features {
 // A rule ready to run. Neighbours are row-major: (-1,-1), (-1,0), ... (1,1).
 struct alignas(64) RuleTables {
   Features table[NUM_NEIGHBOURS][MAX_STATES];
-  // What a whole row of the neighbourhood adds, (left + centre) + right, for every row of states (row_index): three
-  // lookups a cell in place of nine. Filled once a rule, which costs less than one update of a 12x12 grid.
+  // What a whole row of the neighbourhood adds, (left + centre) + right, for every row of states: three lookups a cell,
+  // not nine. Filled once a rule by kernels that look rows up (rollout_row_tables.h).
   Features row_table[NUM_ROWS][MAX_STATES * MAX_STATES * MAX_STATES];
+  // The table by feature, for kernels that look states up in a register of MAX_STATES (rollout_avx512.cpp).
+  float plane[NUM_NEIGHBOURS][NUM_FEATURES][MAX_STATES];
   Features feature_bias;
   float hidden_weight[NUM_HIDDEN][NUM_FEATURES];
   float hidden_bias[NUM_HIDDEN];
@@ -39,26 +41,11 @@ struct alignas(64) RuleTables {
   float logit_bias[MAX_STATES];
 };
 
-// Place of a row of states in row_table, in half entries: twice the index still fits 16 bits, and x86 scales by 8.
-template <int S>
-NCA_FN uint16_t row_index(uint8_t left, uint8_t centre, uint8_t right) {
-  return static_cast<uint16_t>(2 * ((left * S + centre) * S + right));
-}
-
 struct Sampling {
   float inverse_temperature;
   float window;  // LOGIT_WINDOW x temperature
   float identity_bias;
 };
-
-// Sum of the three rows of the neighbourhood, top to bottom, onto the bias, of as many cells as a Row holds. `rows` are
-// the cells' row indices in the grid row above theirs; those of their own and of the one below lie `width` on.
-template <class Row>
-NCA_FN Row cell_features(const RuleTables& rule, const uint16_t* const (&rows)[Row::CELLS], int width) {
-  Row sum = Row::broadcast(rule.feature_bias);
-  for (int row = 0; row < NUM_ROWS; ++row) sum = add(sum, Row::load(rule.row_table[row], rows, row * width));
-  return sum;
-}
 
 // How a tile of cells is laid out: PACK vectors side by side share every broadcast weight, and BLOCK states are summed
 // at a time, so that their PACK x BLOCK sums stay in registers. Neither changes the order of any sum.

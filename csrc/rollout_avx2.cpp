@@ -92,7 +92,9 @@ NCA_LANE Slots multiply(Slots a, uint32_t b) { return {_mm256_mul_epu32(a.value,
 NCA_LANE Slots high_half(Slots a) { return {_mm256_srli_epi64(a.value, 32)}; }
 NCA_LANE Slots exclusive_or(Slots a, Slots b) { return {_mm256_xor_si256(a.value, b.value)}; }
 
-#include "rollout_kernel_body.h"
+#include "rollout_row_tables.h"
+
+#include "rollout_kernel_body.h"  // after what it uses
 
 }  // namespace avx2
 

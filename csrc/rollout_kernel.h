@@ -20,7 +20,7 @@ struct Grid {
   int height;
   int width;
   uint8_t* bordered;  // height x (width + 2): each row between the cells that it wraps to
-  uint16_t* rows;     // (height + 2) x width row indices; the first row is the last of the grid, the last the first
+  uint16_t* rows;     // (height + 2) x width row codes; the first row is the last of the grid, the last the first
 
   int cells() const { return height * width; }
 };
@@ -46,6 +46,7 @@ struct Kernel {
 extern const Kernel portable_kernel;
 #if defined(__x86_64__)
 extern const Kernel avx2_kernel;
+extern const Kernel avx512_kernel;
 #endif
 
 }  // namespace nca

@@ -1,7 +1,7 @@
 // The body of a kernel, for the instruction set whose file includes it. That file defines, in its own namespace,
-// `Lanes`: WIDTH cells with broadcast, load, store, their Tally, store_states, PACK and BLOCK (nca_cell.h), `Row`: the
-// features of CELLS cells, `Lanes::transpose` from rows to one vector per feature, `Slots`: COUNT words of 32 bits with
-// room for a product, and the free functions on these.
+// `Lanes`: WIDTH cells with broadcast, load, store, their Tally, store_states, PACK and BLOCK (nca_cell.h); `Slots`:
+// COUNT words of 32 bits with room for a product; the free functions on these; and how rows of the neighbourhood are
+// looked up: `row_code` of three states, `fill_tables` and `gather_features` (rollout_row_tables.h or its own).
 
 constexpr int TILE = TILE_CELLS<Lanes>;  // cells that are worked on together
 
@@ -39,9 +39,9 @@ static __attribute__((noinline)) void sample_doubtful(const Sampling& sampling, 
   }
 }
 
-// The row index of every cell, rows in chunks of a fixed length that the next row overwrites.
+// The code of every cell's row of three states, rows in chunks of a fixed length that the next row overwrites.
 template <int S>
-static inline void index_rows(const Grid& grid, const uint8_t* states) {
+static inline void code_rows(const Grid& grid, const uint8_t* states) {
   constexpr int CHUNK = 16;
   static_assert(CHUNK <= SLACK, "");
   const int height = grid.height, width = grid.width, stride = width + 2;
@@ -54,26 +54,10 @@ static inline void index_rows(const Grid& grid, const uint8_t* states) {
   }
   for (int y = -1; y <= height; ++y) {
     const uint8_t* row = grid.bordered + (y < 0 ? height - 1 : y < height ? y : 0) * stride;
-    uint16_t* to = grid.rows + (y + 1) * width;
+    uint16_t* __restrict__ to = grid.rows + (y + 1) * width;
     for (int x = 0; x < width; x += CHUNK) {
-      for (int i = x; i < x + CHUNK; ++i) to[i] = row_index<S>(row[i], row[i + 1], row[i + 2]);
+      for (int i = x; i < x + CHUNK; ++i) to[i] = row_code<S>(row[i], row[i + 1], row[i + 2]);
     }
-  }
-}
-
-static inline void gather_features(const Grid& grid, const RuleTables& rule, int first,
-                                   Lanes (&by_feature)[NUM_FEATURES][Lanes::PACK]) {
-  constexpr int ROWS = Lanes::WIDTH / Row::CELLS;
-  for (int p = 0; p < Lanes::PACK; ++p) {
-    Row rows[ROWS];  // row i holds cells i, i + ROWS, ...
-    for (int i = 0; i < ROWS; ++i) {
-      const uint16_t* cells[Row::CELLS];
-      for (int c = 0; c < Row::CELLS; ++c) cells[c] = grid.rows + first + p * Lanes::WIDTH + i + c * ROWS;
-      rows[i] = cell_features<Row>(rule, cells, grid.width);
-    }
-    Lanes transposed[NUM_FEATURES];
-    Lanes::transpose(rows, transposed);
-    for (int k = 0; k < NUM_FEATURES; ++k) by_feature[k][p] = transposed[k];
   }
 }
 
@@ -82,7 +66,7 @@ static bool step_states(const Grid& grid, const RuleTables& rule, const Sampling
                         uint32_t step, uint8_t* states) {
   const int cells = grid.cells();
   bool settled = true;
-  index_rows<S>(grid, states);
+  code_rows<S>(grid, states);
   for (int first = 0; first < cells; first += TILE) {
     alignas(64) float logits[S][TILE];
     Lanes by_feature[NUM_FEATURES][Lanes::PACK];
@@ -188,26 +172,7 @@ static void categorical_kernel(const uint32_t* words, int count, const uint32_t*
   }
 }
 
-// Sums of RuleTables::row_table, in the order that every kernel and the reference keep: (left + centre) + right.
-template <int S>
-static void fill_rows(RuleTables& rule) {
-  for (int row = 0; row < NUM_ROWS; ++row) {
-    const Features *left = rule.table[3 * row], *centre = rule.table[3 * row + 1];
-    Features* out = rule.row_table[row];
-    Row right[(S + Row::CELLS - 1) / Row::CELLS];
-    for (int r = 0; r < S; r += Row::CELLS) right[r / Row::CELLS] = Row::load(rule.table[3 * row + 2] + r);
-    for (int l = 0; l < S; ++l) {
-      const Row of_left = Row::broadcast(left[l]);
-      for (int c = 0; c < S; ++c, out += S) {
-        const Row sum = add(of_left, Row::broadcast(centre[c]));
-        // Where the last row is not full it writes into the place of the next, which comes after it.
-        for (int r = 0; r < S; r += Row::CELLS) add(sum, right[r / Row::CELLS]).store(out + r);
-      }
-    }
-  }
-}
-
-static void fill_tables_kernel(int num_states, RuleTables& rule) { NCA_BY_STATES(num_states, fill_rows, (rule)); }
+static void fill_tables_kernel(int num_states, RuleTables& rule) { NCA_BY_STATES(num_states, fill_tables, (rule)); }
 
 // Tokens of patches of 2x2, a row of patches in chunks of a fixed length that the next row overwrites.
 static inline void tokens_of_squares(const Grid& grid, const uint8_t* states, uint32_t* tokens) {

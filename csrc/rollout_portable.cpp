@@ -65,7 +65,9 @@ static inline Slots multiply(Slots a, uint32_t b) { return {(a.value & 0xFFFFFFF
 static inline Slots high_half(Slots a) { return {a.value >> 32}; }
 static inline Slots exclusive_or(Slots a, Slots b) { return {a.value ^ b.value}; }
 
-#include "rollout_kernel_body.h"
+#include "rollout_row_tables.h"
+
+#include "rollout_kernel_body.h"  // after what it uses
 
 }  // namespace portable
 

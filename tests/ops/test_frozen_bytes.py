@@ -17,6 +17,7 @@ DIGESTS = {
     "all other settings": "8bbded0d028d",
     "most states": "5e276710d59f",
     "a grid that fills no vector": "ff08dc3499f4",
+    "rows longer than a vector": "023d0f1e32f9",
 }
 """First digits of the sha256 of scores and documents of a few candidates, as little-endian numbers."""
 

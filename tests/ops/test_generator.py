@@ -1,8 +1,11 @@
 """The compiled generator against plain NumPy, its kernels and threads against each other."""
 
+import platform
+import re
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +37,7 @@ LAWS = {
     ),
     "most states": NcaLaw(num_states=16, height=10, width=6, sequence_length=60, temperature=1.0),
     "a grid that fills no vector": NcaLaw(num_states=3, height=3, width=9, patch=3, sequence_length=40),
+    "rows longer than a vector": NcaLaw(num_states=9, height=4, width=38, sequence_length=120, temperature=1e-2),
 }
 CANDIDATES = np.array([0, 5, 77, 2**32 - 1])
 REPEATS = np.array([0, 1, 2, 2**32 - 1])
@@ -81,6 +85,30 @@ def test_compiled_equals_reference_to_the_bit(name, kernel):
         reference.documents(law, SEED, CANDIDATES, REPEATS),
     )
     np.testing.assert_array_equal(simulate.score(law, SEED, 7, 4, kernel=kernel), reference.score(law, SEED, 7, 4))
+
+
+NEEDED = {"portable": set(), "avx2": {"avx2", "fma"}}
+NEEDED["avx512"] = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the vector kernels are for x86-64")
+def test_kernels_are_offered_where_the_processor_has_their_instructions():
+    flags = set(re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    assert ops.kernel_names() == [name for name in ("avx512", "avx2", "portable") if NEEDED[name] <= flags]
+
+
+def test_a_grid_is_only_at_rest_when_nothing_was_drawn():
+    """Logits that are the same everywhere: a gap without draws, and one that a cell in 150 crosses now and then."""
+    shapes = {"conv0": (2, 3, 3, 4, 4), "conv0_bias": (2, 4), "conv1": (2, 4, 16), "conv1_bias": (2, 16)}
+    weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
+    weights |= {"conv2": np.zeros((2, 16, 2), np.float32), "conv2_bias": np.array([[0, 1], [0, 0.05]], np.float32)}
+    states = np.zeros((2, 6, 6), dtype=int)
+    for kernel in ops.kernel_names():
+        got = simulate.rollout(weights, states, 60, 1e-2, 0, kernel=kernel)
+        np.testing.assert_array_equal(got, reference.rollout(weights, states, 60, 1e-2, 0))
+        assert got[0, 1:].all()
+        same = (got[1, 2:] == got[1, 1:-1]).all(axis=(1, 2)).tolist()
+        assert False in same[same.index(True) :], "no step changed a state after one that changed none"
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-2, 1.0, 1e-30])
