@@ -18,10 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from megatron_nca import ops
 from megatron_nca.config.law import preset, replace
+from megatron_nca.nca import simulate
 from megatron_nca.sources.nca import NcaSource, generate
 
 LAW = replace(preset("released"), num_rules=None)
@@ -74,6 +78,32 @@ def ours(sequences: int, threads: int, repeats: int) -> list[dict]:
     return results
 
 
+def parts(candidates: int = 4000, updates: int = 40) -> str:
+    """Processor time of one thread for the parts of the work."""
+
+    def microseconds(work: Callable[[], object], times: int) -> float:
+        spent = []
+        for _ in range(3):
+            begin = time.process_time()
+            work()
+            spent.append(time.process_time() - begin)
+        return 1e6 * min(spent) / times
+
+    indices = np.arange(candidates)
+    weights = simulate.draw(LAW, 0, indices)
+    states = np.random.default_rng(0).integers(0, LAW.num_states, (candidates, LAW.height, LAW.width))
+    accepted = indices[simulate.accept(LAW, 0, 0, candidates)]
+    first = microseconds(lambda: simulate.rollout(weights, states, 0, LAW.temperature, 0), candidates)
+    all_updates = microseconds(lambda: simulate.rollout(weights, states, updates, LAW.temperature, 0), candidates)
+    draw = microseconds(lambda: simulate.draw(LAW, 0, indices), candidates)
+    judge = microseconds(lambda: simulate.accept(LAW, 0, 0, candidates), candidates)
+    sequence = microseconds(lambda: simulate.documents(LAW, 0, accepted, 0 * accepted), len(accepted))
+    return (
+        f"Microseconds of one thread: {draw:.1f} to draw a rule, {(all_updates - first) / updates:.2f} an update, "
+        f"{judge:.1f} to judge a candidate, {sequence:.1f} to make a sequence."
+    )
+
+
 def official(checkout: Path, python: Path, candidates: int) -> dict:
     """The released code's own functions in their own order; the first of two calls, which compiles, is not counted."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -120,6 +150,7 @@ def table(results: list[dict], threads: int, reference: dict, where: str) -> str
         "",
         f"Best run over the released code: **{ratio:.1f} times** ({verdict} {TARGET:.0f}); {by_processor}",
         f"Machine: {processor_name()}, {os.cpu_count()} cores, kernel `{ops.kernel_names()[0]}`, load average {load}.",
+        parts(),
         f"Law: released, band 0.5 1.0, one rule per sequence. {datetime.date.today().isoformat()}.",
     ]
     return "\n".join([*head, *rows, *tail])

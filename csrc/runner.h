@@ -30,9 +30,9 @@ class Runner {
   template <class Token>
   Token* put_tokens(bool delimiters, Token* out) {
     kernel_.tokens(grid_, params_.patch, states_.data(), tokens_.data());
-    if (delimiters) *out++ = static_cast<Token>(params_.start_token());
-    for (int i = 0; i < params_.patches(); ++i) *out++ = static_cast<Token>(tokens_[static_cast<size_t>(i)]);
-    if (delimiters) *out++ = static_cast<Token>(params_.start_token() + 1);
+    if (delimiters) *out++ = static_cast<Token>(start_token_);
+    for (int i = 0, count = num_patches_; i < count; ++i) *out++ = static_cast<Token>(tokens_[static_cast<size_t>(i)]);
+    if (delimiters) *out++ = static_cast<Token>(start_token_ + 1);
     return out;
   }
 
@@ -44,6 +44,8 @@ class Runner {
 
   const Params params_;
   const Kernel& kernel_;
+  const int num_patches_;
+  const uint32_t start_token_;
   std::vector<uint8_t> states_, bordered_;
   std::vector<uint16_t> rows_;
   std::vector<uint32_t> words_, tokens_;

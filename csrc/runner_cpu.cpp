@@ -6,7 +6,8 @@
 namespace nca {
 
 Runner::Runner(const Params& params, const Kernel& kernel)
-    : params_(params), kernel_(kernel), states_(static_cast<size_t>(params.cells() + SLACK)),
+    : params_(params), kernel_(kernel), num_patches_(params.patches()), start_token_(params.start_token()),
+      states_(static_cast<size_t>(params.cells() + SLACK)),
       bordered_(static_cast<size_t>(params.height * (params.width + 2) + SLACK)),
       rows_(static_cast<size_t>((params.height + 2) * params.width + SLACK)),
       words_(static_cast<size_t>(params.cells() + MAX_STATES + 2 * SLACK)),
