@@ -1,8 +1,8 @@
 """Causal core attention on torch's scaled_dot_product_attention, also for sequences split by context parallelism.
 
-With C context-parallel ranks a sequence is cut into 2 C chunks, of which rank r holds r and 2 C - 1 - r: as much work for
-each under a causal mask. Rotary angles, tokens and losses come in the same order. Keys and values are gathered whole,
-so a rank keeps activations of S / C positions, and keys and values of S for one layer at a time.
+With C context-parallel ranks a sequence is cut into 2 C chunks, of which rank r holds r and 2 C - 1 - r: as much work
+for each under a causal mask. Rotary angles, tokens and losses come in the same order. Keys and values are gathered
+whole, so a rank keeps activations of S / C positions, and keys and values of S for one layer at a time.
 """
 
 import contextlib
