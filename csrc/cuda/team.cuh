@@ -3,8 +3,8 @@
 //
 // nvcc compiles a phase as straight code of one thread and a __syncwarp; g++ as a loop over the lanes. So the tests run
 // everything but the hardware on a CPU, from these same files. They run the lanes of a phase in one order and in the
-// reverse of it, which tells where a phase reads what it writes: a missing barrier. Two lanes that write different values
-// to one place at once are not seen.
+// reverse of it, which tells where a phase reads what it writes: a missing barrier. Two lanes that write different
+// values to one place at once are not seen.
 #pragma once
 
 #include <stdint.h>

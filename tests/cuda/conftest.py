@@ -24,8 +24,7 @@ SOURCES = [
     "csrc/cuda/job.cpp",
     "csrc/cuda/pipeline.cpp",
     "tests/cuda/emulated_device.cpp",
-    *(f"csrc/{name}.cpp" for name in ("deflate_block", "deflate_fast", "deflate_size")),
-    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("rollout_*.cpp"))),
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.cpp")) if path.name != "bind.cpp"),
 ]
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", f"-DNCA_CUDA_MODULE={NAME}"]
 

@@ -71,3 +71,21 @@ void run(Queue*, const Filter& job) {
 
 }  // namespace cuda
 }  // namespace nca
+
+// Features and logits of one neighbourhood, for a test of the order of sums: table (9, 10, 4), hidden (16, 4),
+// logit (16, 10), row-major states (9).
+extern "C" __attribute__((visibility("default"))) void emulated_logits(const float* table, const float* hidden,
+                                                                        const float* logit, const uint8_t* nine,
+                                                                        float* features, float* logits) {
+  using namespace nca::cuda;
+  constexpr int S = 10;
+  RuleMemory<S> rule{};
+  for (int i = 0; i < 9 * S * 4; ++i) rule.table[i / (4 * S)][i / 4 % S].value[i % 4] = table[i];
+  for (int i = 0; i < 16 * 4; ++i) rule.hidden[i / 4].value[i % 4] = hidden[i];
+  for (int i = 0; i < 16 * S; ++i) rule.logit[i / S][i % S / 4].value[i % S % 4] = logit[i];
+  float of_cell[1][4], out[1][S];
+  features_at(rule, nine + 4, 3, of_cell[0]);
+  logits_of<S, 1>(rule, S, of_cell, out);
+  memcpy(features, of_cell[0], sizeof of_cell[0]);
+  memcpy(logits, out[0], sizeof out[0]);
+}
