@@ -20,18 +20,21 @@ model:
 datasets: {text: {source: indexed, vocab_size: 100, train_prefix: none, validation_prefix: none}}
 phases:
   text: {dataset: text, iterations: 4, global_batch_size: 4, micro_batch_size: 2, precision: PRECISION,
-         attention_dropout: 0.2, validation_sequences: 4,
+         rampup_batch_size: RAMP, attention_dropout: 0.2, validation_sequences: 4,
          optimizer: {lr: 1e-2, warmup_iterations: 2, weight_decay: 0.1, clip_grad: 1.0}}
 arms: {scratch: {steps: [{phase: text}]}}
 control: scratch
 """
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resume_with_dropout_is_exact(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "ramp", "consumed"), [("fp32", "null", 8), ("bf16", "null", 8), ("fp32", "[2, 2, 4]", 4)]
+)
+def test_resume_with_dropout_is_exact(precision: str, ramp: str, consumed: int, tmp_path: Path) -> None:
+    """With the ramp, batches are of 2, 2, 4 and 4 sequences."""
     before = set(psutil.Process().children(recursive=True))
     recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
-    recipe_file.write_text(RECIPE.replace("PRECISION", precision))
+    recipe_file.write_text(RECIPE.replace("PRECISION", precision).replace("RAMP", ramp))
     words = ["convert", "transfer", "--carry", "none", "--to", initial, "--recipe", recipe_file, "--phase", "text"]
     assert main([*map(str, words), "--seed", "3"]) == 0
     recipe = load_recipe(recipe_file)
@@ -41,7 +44,8 @@ def test_resume_with_dropout_is_exact(precision: str, tmp_path: Path) -> None:
     engine = Engine(model, phase, read_ranks(), seed=7)
     engine.load(initial)
     unbroken = [step(engine, iteration) for iteration in range(2)]
-    checkpoints.save(engine, series, RunConfig(model=model, iteration=2, consumed_sequences=8, optimizer=True), keep=1)
+    record = RunConfig(model=model, iteration=2, consumed_sequences=consumed, optimizer=True)
+    checkpoints.save(engine, series, record, keep=1)
     unbroken += [step(engine, iteration) for iteration in range(2, 4)]
     engine.close()
 
@@ -52,6 +56,7 @@ def test_resume_with_dropout_is_exact(precision: str, tmp_path: Path) -> None:
     assert resumed == unbroken[2:]
     assert set(psutil.Process().children(recursive=True)) <= before, "saving leaves no process behind"
     assert len({loss for loss, *_ in unbroken}) == 4
+    assert consumed == phase.batch_sizes.consumed_after(2)
 
 
 def step(engine: Engine, iteration: int) -> tuple[float, float, float]:
