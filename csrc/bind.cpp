@@ -148,15 +148,15 @@ PYBIND11_MODULE(_generator, module) {
   py::class_<Params>(module, "Params")
       .def(py::init([](int num_states, int height, int width, int patch, int burn_in_steps, int steps_per_frame,
                        int num_frames, float temperature, float identity_bias, bool uniform_start, bool wrap_channels,
-                       int score_frames, int score_token_bytes, bool score_delimiters) {
+                       int score_frames, int score_token_bytes, bool score_delimiters, bool emit_scored) {
              return Params{num_states, height, width, patch, burn_in_steps, steps_per_frame, num_frames, temperature,
                            identity_bias, uniform_start ? nca::INITIAL_UNIFORM : nca::INITIAL_SHARED_CATEGORICAL,
-                           wrap_channels, score_frames, score_token_bytes, score_delimiters};
+                           wrap_channels, score_frames, score_token_bytes, score_delimiters, emit_scored};
            }),
            py::kw_only(), py::arg("num_states"), py::arg("height"), py::arg("width"), py::arg("patch"),
            py::arg("burn_in_steps"), py::arg("steps_per_frame"), py::arg("num_frames"), py::arg("temperature"),
            py::arg("identity_bias"), py::arg("uniform_start"), py::arg("wrap_channels"), py::arg("score_frames"),
-           py::arg("score_token_bytes"), py::arg("score_delimiters"))
+           py::arg("score_token_bytes"), py::arg("score_delimiters"), py::arg("emit_scored"))
       .def_property_readonly("score_bytes", &Params::score_bytes)
       .def_property_readonly("document_tokens", &Params::document_tokens);
   py::class_<Execution>(module, "Execution")

@@ -27,6 +27,7 @@ struct Params {
   int score_frames;
   int score_token_bytes;  // 1, 2 or 4, little-endian
   bool score_delimiters;
+  bool emit_scored;  // the first sequence of a rule is the rollout that was scored, gone on
 
   int cells() const { return height * width; }
   int channels() const { return wrap_channels ? num_states + 2 : num_states; }

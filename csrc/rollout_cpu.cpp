@@ -70,10 +70,12 @@ void write_documents(const Params& params, uint64_t seed, const uint32_t* candid
   const Kernel& kernel = find_kernel(execution.kernel);
   const size_t length = static_cast<size_t>(params.document_tokens());
   deal<Runner>(count, execution.threads, [&] { return Runner(params, kernel); }, [&](Runner& runner, size_t i) {
-    const Stream noise{seed, candidates[i], PURPOSE_EMIT_NOISE, repeats[i]};
+    const bool scored = params.emit_scored && repeats[i] == 0;
+    const Stream start{seed, candidates[i], scored ? PURPOSE_SCORE_START : PURPOSE_EMIT_START, repeats[i]};
+    const Stream noise{seed, candidates[i], scored ? PURPOSE_SCORE_NOISE : PURPOSE_EMIT_NOISE, repeats[i]};
     Token* out = tokens + i * length;
     runner.use_candidate(seed, candidates[i]);
-    runner.start_at_random(Stream{seed, candidates[i], PURPOSE_EMIT_START, repeats[i]});
+    runner.start_at_random(start);
     for (int frame = 0; frame < params.num_frames; ++frame) {
       runner.advance(frame == 0 ? params.burn_in_steps : params.steps_per_frame, noise);
       out = runner.put_tokens(true, out);

@@ -21,6 +21,7 @@ class Params:
         score_frames: int,
         score_token_bytes: int,
         score_delimiters: bool,
+        emit_scored: bool,
     ) -> None: ...
     @property
     def score_bytes(self) -> int: ...

@@ -194,6 +194,7 @@ class Emission {
     job_.seed = seed;
     job_.start_purpose = PURPOSE_EMIT_START;
     job_.noise_purpose = PURPOSE_EMIT_NOISE;
+    job_.emit_scored = params.emit_scored;
     job_.frames = params.num_frames;
     job_.delimiters = true;
     job_.wide = wide;

@@ -25,6 +25,7 @@ HELP = {
     "score_delimiters": "compress the delimiters too",
     "band": "open interval of the gzip ratio",
     "band_scale": "official: the ratio; calibrated: over that of uniform tokens of the same law",
+    "emitted_rollout": "a fresh rollout of the rule, or the one that was scored",
     "num_rules": "distinct rules, cycled",
 }
 

@@ -55,6 +55,10 @@ class NcaLaw:
     band_scale: Literal["official", "calibrated"] = "official"
     """Of the band's numbers. official: the gzip ratio. calibrated: the gzip ratio over that of independent uniform
     tokens of the same law, so that bands of different alphabets compare."""
+    emitted_rollout: Literal["fresh", "scored"] = "fresh"
+    """fresh: every sequence has an initial state and sampling of its own, as released. scored: the first sequence of a
+    rule is the rollout that was scored, gone on, so that all of those lie in the band; a fresh one leaves it at times
+    (docs/parity.md)."""
     num_rules: int | None = None
     """Distinct rules of a dataset, cycled with fresh initial states. None: one rule per sequence (D09)."""
 

@@ -270,5 +270,9 @@ def score(law: NcaLaw, seed: int, first: int, count: int) -> np.ndarray:
 
 def documents(law: NcaLaw, seed: int, candidates: np.ndarray, repeats: np.ndarray) -> np.ndarray:
     """Tokens int32 (N, document_tokens) of the candidates (N,); see `simulate.documents`."""
-    frames = _frames(law, seed, np.asarray(candidates), np.asarray(repeats), (EMIT_START, EMIT_NOISE), law.num_frames)
+    candidates, repeats = np.asarray(candidates), np.asarray(repeats)
+    frames = _frames(law, seed, candidates, repeats, (EMIT_START, EMIT_NOISE), law.num_frames)
+    if law.emitted_rollout == "scored":
+        scored = _frames(law, seed, candidates, 0 * repeats, (SCORE_START, SCORE_NOISE), law.num_frames)
+        frames = np.where((repeats == 0)[:, None, None, None], scored, frames)
     return patches.encode_sequence(frames, law.num_states, law.patch)

@@ -191,4 +191,5 @@ def params_of(law: NcaLaw) -> ops.Params:
         score_frames=law.score_frames,
         score_token_bytes=token_bytes,
         score_delimiters=law.score_delimiters,
+        emit_scored=law.emitted_rollout == "scored",
     )

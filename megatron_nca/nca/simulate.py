@@ -63,6 +63,7 @@ def rollout(
         score_frames=1,
         score_token_bytes=4,
         score_delimiters=False,
+        emit_scored=False,
     )
     return ops.rollout(params, weights, states, num_steps, rule.check_seed(seed), threads=threads, kernel=kernel)
 

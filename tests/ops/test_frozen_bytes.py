@@ -15,6 +15,7 @@ DIGESTS = {
     "released": "e51d0f4af49e",
     "two states": "7da6e0220d2e",
     "all other settings": "8bbded0d028d",
+    "emits what was scored": "7700caf9efc9",
     "most states": "5e276710d59f",
     "a grid that fills no vector": "ff08dc3499f4",
     "rows longer than a vector": "023d0f1e32f9",

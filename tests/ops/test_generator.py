@@ -35,6 +35,9 @@ LAWS = {
         score_frames=4,
         score_dtype="uint16",
     ),
+    "emits what was scored": NcaLaw(
+        num_states=4, height=6, width=6, sequence_length=60, score_frames=3, emitted_rollout="scored"
+    ),
     "most states": NcaLaw(num_states=16, height=10, width=6, sequence_length=60, temperature=1.0),
     "a grid that fills no vector": NcaLaw(num_states=3, height=3, width=9, patch=3, sequence_length=40),
     "rows longer than a vector": NcaLaw(num_states=9, height=4, width=38, sequence_length=120, temperature=1e-2),

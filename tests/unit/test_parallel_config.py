@@ -61,7 +61,11 @@ def test_layouts_that_contradict_themselves(layout, words):
         ({"tensor": 4, "context": 4, "sequence_parallel": True}, r"sequence_length = 24 / context = 6 under sequence"),
         ({"pipeline": 2, "recompute": {"granularity": "full", "layers": 3}}, "does not divide a stage of 4 layers"),
         (
-            {"pipeline": 2, "virtual_pipeline": 2, "recompute": {"granularity": "full", "method": "block", "layers": 3}},
+            {
+                "pipeline": 2,
+                "virtual_pipeline": 2,
+                "recompute": {"granularity": "full", "method": "block", "layers": 3},
+            },
             "layers = 3: is more than a stage of 2 layers",
         ),
     ],
@@ -97,7 +101,10 @@ def test_a_context_parallel_layout_counts_its_ranks_and_overlap_follows_the_devi
     ("values", "words"),
     [
         ({"global_batch_size": 6, "parallel": {"data": 4}}, "global_batch_size = 6: is not a multiple"),
-        ({"parallel": {"pipeline": 3, "virtual_pipeline": 2}}, "makes 8 micro-batches.*multiple of parallel.pipeline = 3"),
+        (
+            {"parallel": {"pipeline": 3, "virtual_pipeline": 2}},
+            "makes 8 micro-batches.*multiple of parallel.pipeline = 3",
+        ),
         (
             {"validation_sequences": 6, "parallel": {"pipeline": 4, "virtual_pipeline": 2}},
             "validation_sequences = 6: makes 6 micro-batches",
