@@ -72,6 +72,7 @@ _NOISE = (
     "(Transformer Engine and )?Apex (is|are) not installed",
     "Transformer Engine and Apex are not installed",
     "When using async grad allreduce it is recommended",
+    "If you are using transformer_engine as the transformer implementation",
 )
 
 

@@ -50,12 +50,15 @@ def test_recomputation_reaches_megatron() -> None:
 @pytest.mark.parametrize("ramp", [(4, 4, 48), (8, 8, 1000), (4, 12, 7), (2, 2, 99_991)])
 def test_the_ramp_is_that_of_megatrons_calculator(ramp: tuple[int, int, int]) -> None:
     """Where a step begins exactly, Megatron's division in floating point may begin it one sequence later."""
-    from megatron.core.num_microbatches_calculator import RampupBatchsizeNumMicroBatchesCalculator
+    from megatron.core import num_microbatches_calculator
 
+    calculator = getattr(num_microbatches_calculator, "RampupBatchsizeNumMicroBatchesCalculator", None)
+    if calculator is None:
+        pytest.skip("Megatron-Core 0.19 has another ramp, by a schedule of steps; this is that of 0.16")
     start, increment, sequences = ramp
     final = start + 13 * increment if sequences >= 13 else start + increment
     ours = BatchSizes(final, ramp)
-    theirs = RampupBatchsizeNumMicroBatchesCalculator(final, 1, 1, False, 1, start, increment, sequences)
+    theirs = calculator(final, 1, 1, False, 1, start, increment, sequences)
     steps = (final - start) // increment
     for consumed in {*range(min(sequences, 1100) + 3), *range(0, sequences + 99, 97)}:
         if consumed * steps % sequences:
