@@ -15,6 +15,7 @@ VERBS = {
     "train": "train one phase of a recipe",
     "convert": "transfer weights between phases",
     "report": "compare the arms of finished runs",
+    "estimate": "what a recipe takes: parameters, memory, FLOPs, device-hours, disk",
 }
 
 

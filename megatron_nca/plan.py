@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import megatron_nca
-from megatron_nca.config.model import ModelConfig
+from megatron_nca.account.memory import checkpoint_bytes_per_parameter
+from megatron_nca.account.parameters import parameters
 from megatron_nca.config.recipe import ArmStep, Dataset, Phase, Recipe, load_recipe
 from megatron_nca.config.schema import to_dict, to_yaml
 from megatron_nca.errors import ConfigError, DataError, explain
@@ -270,15 +271,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def count_parameters(model: ModelConfig) -> tuple[int, int]:
-    """Parameters inside the layers with the final norm, and all with the padded embedding and head."""
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    qkv = hidden + 2 * model.query_groups * model.head_size
-    layer = hidden * qkv + hidden * hidden + 3 * hidden * ffn + 2 * hidden
-    body = model.num_layers * layer + hidden
-    return body, body + 2 * model.padded_vocab_size * hidden
-
-
 def phase_tokens(recipe: Recipe, name: str) -> int:
     """Training tokens of a phase; a sequence counts as model.sequence_length."""
     phase = recipe.phases[name]
@@ -306,6 +298,6 @@ def estimate_bytes(recipe: Recipe) -> tuple[int, int]:
             if recipe.home_arm(arm, position) != arm:
                 continue
             phase = recipe.phases[step.phase]
-            per_parameter = 4 + (phase.keep_checkpoints + 1) * (12 if phase.precision == "fp32" else 14)
-            checkpoints += count_parameters(recipe.model_config(step.phase))[1] * per_parameter * len(recipe.seeds)
+            per_parameter = 4 + (phase.keep_checkpoints + 1) * checkpoint_bytes_per_parameter(phase.precision)
+            checkpoints += parameters(recipe.model_config(step.phase)).total * per_parameter * len(recipe.seeds)
     return data, checkpoints

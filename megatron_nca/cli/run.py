@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_nca import __version__, plan
+from megatron_nca.account.parameters import parameters
 from megatron_nca.cli.arguments import accept_overrides_anywhere
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import ConfigError, LaunchError
@@ -67,10 +68,10 @@ def totals(recipe: Recipe) -> list[str]:
     """Tokens, parameters and disk of a recipe, in words."""
     lines = ["", "totals:"]
     for name in recipe.phases:
-        body, total = plan.count_parameters(recipe.model_config(name))
+        counted = parameters(recipe.model_config(name))
         ranks = recipe.phases[name].parallel.world_size
         tokens = plan.phase_tokens(recipe, name)
-        shape = f"{total:,} parameters, {body:,} of them in the layers"
+        shape = f"{counted.total:,} parameters, {counted.body:,} of them in the layers"
         lines.append(f"  phase {name}: {tokens:,} tokens, {shape}, {ranks} process{'es' if ranks > 1 else ''}")
     data, checkpoints = plan.estimate_bytes(recipe)
     disk = f"about {data / 1e9:.2f} GB of generated data and up to {checkpoints / 1e9:.2f} GB of checkpoints"

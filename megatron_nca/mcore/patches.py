@@ -1,4 +1,5 @@
-"""What Megatron-Core needs on any device, each with its reason. Other monkeypatches: only `cpu.py`, `rotary.py`."""
+"""What Megatron-Core needs on any device, each with its reason. Other monkeypatches: only `cpu.py`, `rotary.py`, and
+`lone_rank.py` while it builds."""
 
 import queue
 import warnings

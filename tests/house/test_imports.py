@@ -18,7 +18,7 @@ def ids(paths: list[Path]) -> list[str]:
 
 def test_the_table_is_read():
     assert table()["errors"] == frozenset()
-    assert table()["plan"] == {"config", "run_dir", "files", "errors"}
+    assert table()["plan"] == {"account", "config", "run_dir", "files", "errors"}
     assert len(ROOMS) > 20
 
 
