@@ -298,6 +298,7 @@ def estimate_bytes(recipe: Recipe) -> tuple[int, int]:
             if recipe.home_arm(arm, position) != arm:
                 continue
             phase = recipe.phases[step.phase]
-            per_parameter = 4 + (phase.keep_checkpoints + 1) * checkpoint_bytes_per_parameter(phase.precision)
+            kept = phase.keep_checkpoints + phase.iterations // (phase.keep_every or phase.iterations + 1)
+            per_parameter = 4 + (kept + 1) * checkpoint_bytes_per_parameter(phase.precision)
             checkpoints += parameters(recipe.model_config(step.phase)).total * per_parameter * len(recipe.seeds)
     return data, checkpoints

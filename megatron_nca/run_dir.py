@@ -108,6 +108,10 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report"
 
+    def linked_as_initial(self) -> set[Path]:
+        """Checkpoints that phases of this run start from through a symbolic link to them."""
+        return {link.resolve() for link in self.path.glob("arms/*/seed*/*/initial") if link.is_symlink()}
+
     def dataset(self, name: str) -> DatasetFolder:
         return DatasetFolder(self.path / "data" / name)
 

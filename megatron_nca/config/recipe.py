@@ -72,6 +72,15 @@ class Phase:
     save_interval: int = 100
     keep_checkpoints: int = 2
     """Newest checkpoints kept; the last iteration's always is."""
+    keep_every: int | None = None
+    """Checkpoints of multiples of so many iterations are kept for ever; None: none are."""
+    async_save: bool = False
+    """Write checkpoints in a forked process of each rank while training goes on; on a GPU host memory holds a copy of
+    the state meanwhile, on a CPU what training changes of it."""
+    fully_parallel_checkpoints: bool = True
+    """Data- and context-parallel ranks write and read a share of a checkpoint each, instead of one of them all."""
+    verify_checkpoints: bool = True
+    """Hash all files of a checkpoint before it is loaded; sizes are always compared."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -85,6 +94,9 @@ class Phase:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(explain(name, getattr(self, name), "must be at least 1.", "give a positive number."))
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_interval):
+            reason = f"is not a multiple of save_interval = {self.save_interval}, so nothing is saved there."
+            raise ConfigError(explain("keep_every", self.keep_every, reason, "change one of the two."))
         if not 0 <= self.attention_dropout < 1:
             raise ConfigError(
                 explain(

@@ -8,8 +8,6 @@ from megatron_nca.config.schema import build, read_yaml
 from megatron_nca.errors import CheckpointError, ConfigError
 
 FILE_NAME = "run_config.yaml"
-FILES_OF_A_WHOLE_CHECKPOINT = (".metadata", "metadata.json", FILE_NAME)
-"""Without these a folder is no checkpoint. Megatron-Core 0.16 writes a `common.pt` too, 0.19 does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +25,6 @@ class RunConfig:
     """Of the settings of data that nodes make for themselves, which are known before the data."""
     optimizer: bool = False
     """Whether optimizer state is inside: true for training's own, false for the converter's."""
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether the folder of one iteration holds all that a checkpoint needs; its tensors are not read."""
-    return all((Path(checkpoint) / name).is_file() for name in FILES_OF_A_WHOLE_CHECKPOINT)
 
 
 def load_run_config(checkpoint: Path) -> RunConfig:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_nca.config.run_config import FILE_NAME, RunConfig, is_whole, load_run_config
+from megatron_nca import file_list
+from megatron_nca.config.run_config import FILE_NAME, RunConfig, load_run_config
 from megatron_nca.config.schema import to_yaml
 from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor, Ignored
 from megatron_nca.errors import CheckpointError
@@ -49,7 +50,7 @@ def find_checkpoint(path: Path) -> tuple[Path, str | None]:
     if not folders and not (path / _SERIES_FILE).is_file():
         raise CheckpointError(f"{path}: is not a whole checkpoint ({METADATA_FILE} is missing), nor a series "
                               f"({_SERIES_FILE} is missing). Cure: give the folder of one iteration.")
-    whole = [n for n, folder in folders.items() if is_whole(folder)]
+    whole = [n for n, folder in folders.items() if not file_list.flaws(folder)]
     if not whole:
         raise CheckpointError(f"{path}: none of its {len(folders)} iterations is a whole checkpoint. "
                               "Cure: resume the training that writes it.")
@@ -106,6 +107,7 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
         write_checkpoint(aside, stored, _CONTENT)
         (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
         last(aside)
+        file_list.write(aside)
 
 
 def _layer_chunk(tensor: CanonicalTensor, layer: int) -> Chunk:

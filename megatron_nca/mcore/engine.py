@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +19,9 @@ from megatron_nca.config.recipe import Phase
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.mcore import parallel, patches
 from megatron_nca.mcore.parallel import Ranks, agree, gather, read_ranks  # noqa: F401  (train's only door)
+
+if TYPE_CHECKING:
+    from megatron_nca.mcore.async_save import Writing
 
 
 @dataclass(frozen=True)
@@ -168,19 +174,25 @@ class Engine:
         numel = sum(parameter.numel() for chunk in self.chunks for parameter in chunk.parameters())
         return numel * 16 * self.phase.parallel.tensor * self.phase.parallel.pipeline
 
-    def save(self, folder: Path) -> None:
+    def start_save(self, folder: Path) -> "Writing":
+        """Begin to save into the existing, empty `folder`; all is written on return unless the phase's async_save.
+
+        One rank alone may raise OSError, while the others wait inside Megatron for the launcher to end them.
+        """
         from megatron_nca.mcore import sharded
 
         if self.chunks[0].ddp_config.overlap_param_gather:
             for chunk in self.chunks:  # else weights of other ranks' shards are those before the last update
                 chunk.start_param_sync(force_sync=True)
-        sharded.save(folder, self.chunks, self.optimizer)
+        how = sharded.Saving(self.phase.async_save, self.phase.fully_parallel_checkpoints)
+        return sharded.start_save(folder, self.chunks, self.optimizer, how)
 
     def load(self, folder: Path) -> RunConfig:
         """Weights, and optimizer states if there are any; sets the schedule to the checkpoint's iteration."""
         from megatron_nca.mcore import sharded
 
-        run_config = sharded.load(folder, self.chunks, self.optimizer, self.model_config)
+        shared = self.phase.fully_parallel_checkpoints
+        run_config = sharded.load(folder, self.chunks, self.optimizer, self.model_config, shared)
         self.schedule.num_steps = 0
         self.schedule.step(increment=run_config.consumed_sequences)
         return run_config
@@ -223,3 +235,8 @@ def datasets(*args: object, **kwargs: object) -> object:
     from megatron_nca.mcore.datasets import Datasets
 
     return Datasets(*args, **kwargs)
+
+
+def versions() -> dict[str, str]:
+    """What computes here."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "megatron-core": version("megatron-core")}

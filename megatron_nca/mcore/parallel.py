@@ -46,9 +46,17 @@ def read_ranks() -> Ranks:
 
 def end_with_launcher() -> None:
     """Under torchrun, die when it dies: a rank that lives on would be a second writer beside the restarted run."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(os.getppid())
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process at once when the process `parent`, which started it, ends; on Linux."""
+    if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # it had ended before
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def check_world_size(parallel: ParallelConfig, ranks: Ranks) -> None:

@@ -1,12 +1,21 @@
 """What Megatron-Core needs on any device, each with its reason. Other monkeypatches: only `cpu.py`, `rotary.py`, and
 `lone_rank.py` while it builds."""
 
+import contextlib
+import inspect
 import queue
 import warnings
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint._nested_dict import set_element
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from megatron_nca.mcore import rotary
+from megatron_nca.mcore.torch_dist import read_metadata
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -107,3 +116,43 @@ def save_without_a_server() -> None:
 
     assert hasattr(filesystem_async, "_results_queue"), "Megatron-Core 0.16 to 0.19 keep the queue there"
     filesystem_async._results_queue = queue.Queue()
+
+
+def own_writer() -> dict[str, str]:
+    """For dist_checkpointing.save, which from 0.19 on asks whose writer it plans for: Megatron's own."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies import torch as strategies
+
+    if "async_strategy" not in inspect.signature(dist_checkpointing.save).parameters:
+        return {}
+    strategies._logged_mcore_async_deprecation = True  # of its queue of calls, which is not used here
+    return {"async_strategy": "mcore"}
+
+
+@contextlib.contextmanager
+def no_code_from_files() -> Iterator[None]:
+    """torch's reader, which Megatron uses, unpickles `.metadata` and objects among the tensors; inside, it does not.
+
+    The table goes through the unpickler that knows only the classes of the format, objects through weights_only=True.
+    """
+    before = FileSystemReader.read_metadata, DefaultLoadPlanner.load_bytes
+    FileSystemReader.read_metadata, DefaultLoadPlanner.load_bytes = _read_metadata, _load_bytes
+    try:
+        yield
+    finally:
+        FileSystemReader.read_metadata, DefaultLoadPlanner.load_bytes = before
+
+
+def _read_metadata(reader: FileSystemReader, *_: object, **__: object) -> Metadata:
+    metadata = read_metadata(Path(reader.path))
+    metadata.storage_meta = metadata.storage_meta or StorageMeta()
+    metadata.storage_meta.load_id = reader.load_id
+    return metadata
+
+
+def _load_bytes(planner: DefaultLoadPlanner, item: object, value: BytesIO) -> None:
+    name, loaded = item.dest_index.fqn, torch.load(value, weights_only=True)
+    if planner.flatten_state_dict:
+        set_element(planner.original_state_dict, planner.mappings[name], loaded)
+    else:
+        planner.state_dict[name] = loaded

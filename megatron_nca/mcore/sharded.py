@@ -3,21 +3,39 @@
 `torch_dist.py` reads and writes the same format without a model or a process group.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.errors import CheckpointError
 from megatron_nca.mcore import patches
+from megatron_nca.mcore.async_save import Writing, failed
 from megatron_nca.mcore.torch_dist import TorchDistReader
 
 LAYOUT_FREE = "fully_reshardable"
 """The one optimizer format that loads at any layout; the others of 0.16.1 are tied to theirs."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How ranks write."""
+
+    in_background: bool
+    """In a forked process of each rank, while training goes on."""
+    fully_parallel: bool
+    """Copies of the model write a share each, instead of one of them all."""
 
 
 def _metadata() -> dict:
@@ -39,22 +57,35 @@ def _model_state(chunks: list[torch.nn.Module], metadata: dict) -> dict:
     }
 
 
-def save(folder: Path, chunks: list[torch.nn.Module], optimizer: object) -> None:
-    """Write tensors of model and optimizer into the existing `folder`."""
+def start_save(folder: Path, chunks: list[torch.nn.Module], optimizer: object, how: Saving) -> Writing:
+    """Begin to write tensors of model and optimizer into the existing, empty `folder`.
+
+    The state saved is that of now; unless `how.in_background`, all is written on return. A rank that cannot plan or
+    begin raises CheckpointError or OSError, not always all ranks alike.
+    """
     metadata = _metadata()
     state = _model_state(chunks, metadata)
     state["optimizer"] = optimizer.sharded_state_dict(dict(state), metadata=metadata)
     content = {key: value for key, value in metadata.items() if key != "dp_cp_group"}
     patches.save_without_a_server()
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    if how.fully_parallel and metadata["dp_cp_group"].size() > 1:
+        strategy = FullyParallelSaveStrategyWrapper(strategy, metadata["dp_cp_group"])
     try:
-        dist_checkpointing.save(state, str(folder), ("torch_dist", 1), content_metadata=content)
-    except CheckpointException as error:  # not an Exception; raised on every rank, with the causes on the first
-        causes = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in error.failures.items())
-        raise CheckpointError(f"{folder}: the checkpoint could not be written ({causes}).") from error
+        request = dist_checkpointing.save(
+            state, str(folder), strategy, async_sharded_save=True, content_metadata=content, **patches.own_writer()
+        )
+    except CheckpointException as error:  # not an Exception
+        raise failed(folder, error) from error
+    return Writing(request, folder, how.in_background)
 
 
-def load(folder: Path, chunks: list[torch.nn.Module], optimizer: object, expected: ModelConfig) -> RunConfig:
+def load(
+    folder: Path, chunks: list[torch.nn.Module], optimizer: object, expected: ModelConfig, fully_parallel: bool
+) -> RunConfig:
     """Load the weights of a checkpoint and, if it holds them, the optimizer's states; at any layout.
+
+    With `fully_parallel` the copies of a model read a share of the tensors each and exchange them.
 
     Raises CheckpointError for a checkpoint of another shape: Megatron itself would fill a larger vocabulary with
     zeros and cut a smaller one without a word.
@@ -67,10 +98,13 @@ def load(folder: Path, chunks: list[torch.nn.Module], optimizer: object, expecte
     if run_config.optimizer:
         state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=True, metadata=metadata)
     _check_common(folder)
+    strategy = get_default_load_sharded_strategy(str(folder))
+    if fully_parallel and metadata["dp_cp_group"].size() > 1:
+        strategy = FullyParallelLoadStrategyWrapper(strategy, metadata["dp_cp_group"])
+    strict = "raise_unexpected" if run_config.optimizer else "assume_ok_unexpected"
     try:
-        state = dist_checkpointing.load(
-            state, str(folder), strict="raise_unexpected" if run_config.optimizer else "assume_ok_unexpected"
-        )
+        with patches.no_code_from_files():
+            state = dist_checkpointing.load(state, str(folder), strategy, strict=strict)
     except (CheckpointException, Exception) as error:
         raise CheckpointError(
             f"{folder}: cannot be loaded ({type(error).__name__}: {str(error)[:500]}). "

@@ -9,7 +9,9 @@ only the classes of that format, chunks with weights_only=True: a foreign checkp
 import io
 import json
 import math
+import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable
@@ -35,6 +37,9 @@ METADATA_FILE = ".metadata"
 _DATA_FILE = "__0_0.distcp"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
            "common_backend": "torch", "common_backend_version": 1}
+TRUST_VARIABLE = "MEGATRON_NCA_TRUST_CHECKPOINTS"
+"""Environment variable: 1 lets a torch older than 2.10 load checkpoints."""
+_SAFE_TORCH = (2, 10)
 _CHUNK_OVERHEAD_BYTES = 4096
 """At most what torch.save adds to a tensor's own bytes; for the check of free space."""
 
@@ -79,7 +84,8 @@ class TorchDistReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._metadata = _read_metadata(self.folder)
+        _check_torch(self.folder)
+        self._metadata = read_metadata(self.folder)
         try:
             self._check_files()
         except (AttributeError, TypeError, ValueError) as error:
@@ -214,7 +220,19 @@ def _as_tensor(key: str, chunk: Chunk) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _read_metadata(folder: Path) -> Metadata:
+def _check_torch(folder: Path) -> None:
+    """Who wrote a checkpoint cannot be told from its files, so an old torch loads none unless told to trust all."""
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if version < _SAFE_TORCH and os.environ.get(TRUST_VARIABLE) != "1":
+        raise CheckpointError(
+            f"{folder}: torch = {torch.__version__}: before {'.'.join(map(str, _SAFE_TORCH))} a checkpoint made for it "
+            f"can run code although weights_only=True. Cure: use a newer torch, or set {TRUST_VARIABLE}=1 where all "
+            "checkpoints are your own."
+        )
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """The table of a checkpoint, unpickled without running code. Raises CheckpointError."""
     path = folder / METADATA_FILE
     try:
         with open(path, "rb") as file:

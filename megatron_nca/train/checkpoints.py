@@ -2,115 +2,216 @@
 
 import dataclasses
 import logging
+import secrets
 import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_nca import files
-from megatron_nca.config.run_config import FILE_NAME, RunConfig, is_whole
+from megatron_nca import file_list, files
+from megatron_nca.config.run_config import FILE_NAME, RunConfig
 from megatron_nca.config.schema import to_yaml
 from megatron_nca.errors import CheckpointError, DataError
-from megatron_nca.mcore.engine import Engine, agree
+from megatron_nca.mcore.engine import Engine, Ranks, agree, gather
 from megatron_nca.run_dir import CheckpointFolder, PhaseFolder
 
 logger = logging.getLogger("megatron_nca.train")
 
 
-def starting_point(folder: PhaseFolder) -> Path:
-    """The checkpoint to start from: the newest whole one of the phase, else its initial one.
+def starting_point(folder: PhaseFolder, ranks: Ranks, hashes: bool) -> Path:
+    """Collective: the checkpoint to start from, the newest whole one of the phase, else its initial one.
 
-    Raises CheckpointError if there is neither: a phase never starts from scratch unasked.
+    Raises CheckpointError, on all ranks, if there is neither: a phase never starts from scratch unasked.
     """
-    newest = newest_whole(folder.checkpoints)
+    newest = newest_whole(folder.checkpoints, ranks, hashes)
     if newest is not None:
         return newest
-    if not is_whole(folder.initial):
-        raise CheckpointError(
+    found = flaws(folder.initial, ranks, hashes)
+    if not gather(folder.initial.is_dir())[0]:
+        agree(CheckpointError(
             f"{folder.initial}: there is no initial checkpoint to start this phase from. "
             "Cure: make it with `megatron-nca convert transfer` (`megatron-nca run` does), also to train from scratch."
-        )
+        ))
+    if found:
+        agree(CheckpointError(
+            f"{folder.initial}: the initial checkpoint is not whole: {'; '.join(found)}. "
+            "Cure: remove it and make it again with `megatron-nca convert transfer` (`megatron-nca run` does)."
+        ))
     return folder.initial
 
 
-def newest_whole(series: CheckpointFolder) -> Path | None:
-    """The newest whole checkpoint of a series, None if the series is empty; broken ones are named loudly.
+def newest_whole(series: CheckpointFolder, ranks: Ranks, hashes: bool) -> Path | None:
+    """Collective: the newest whole checkpoint of a series, None if it is empty; broken ones are named loudly.
 
     Raises CheckpointError if there are only broken ones: starting over would not be what was asked.
     """
-    found = sorted((path for path in series.path.glob("iter_*") if path.is_dir()), reverse=True)
+    # One rank looks, for on a shared file system two may see different things.
+    found = gather(_newest_first(series) if ranks.is_first else None)[0]
     for path in found:
-        if is_whole(path):
+        broken = flaws(path, ranks, hashes)
+        if not broken:
             return path
-        logger.warning("checkpoint %s is not whole and is passed over", path)
+        if ranks.is_first:
+            logger.warning("checkpoint %s is broken and is passed over: %s", path, "; ".join(broken))
     if found:
-        raise CheckpointError(
+        agree(CheckpointError(
             f"{series.path}: none of its {len(found)} checkpoints is whole. "
             "Cure: restore one, or remove them all to start the phase over."
-        )
+        ))
     return None
 
 
-def save(engine: Engine, series: CheckpointFolder, run_config: RunConfig, keep: int) -> Path:
-    """Collective: publish `iter_<iteration>`, point the tracker at it, drop all but the newest `keep`."""
-    path = series.iteration(run_config.iteration)
-    aside = path.with_name(f".{path.name}.tmp")
-    agree(_prepare(engine, series, aside))
-    error = None
-    try:
-        engine.save(aside)
-    except CheckpointError as failure:
-        error = _failed(run_config.iteration, path, failure)
-    except OSError as failure:
-        # This rank alone: the others wait inside Megatron, and the launcher ends them when this one has ended.
-        raise _failed(run_config.iteration, path, failure) from failure
-    agree(error)
-    agree(_publish(engine, series, run_config, aside, path, keep))
-    return path
+def flaws(checkpoint: Path, ranks: Ranks, hashes: bool) -> list[str]:
+    """Collective: what is wrong with a checkpoint's files; with `hashes` each rank reads its share of them."""
+    mine = file_list.flaws(checkpoint, (ranks.rank, ranks.world_size) if hashes else None)
+    return sorted({flaw for part in gather(mine) for flaw in part})
 
 
-def _failed(iteration: int, path: Path, failure: Exception) -> DataError:
-    return DataError(
-        f"saving iteration {iteration} failed: {failure} Nothing was left under {path.name}. "
-        "Cure: check the free space and the permissions, then start again; it resumes from the last whole one."
-    )
+def _newest_first(series: CheckpointFolder) -> list[Path]:
+    return sorted((path for path in series.path.glob("iter_*") if path.is_dir()), reverse=True)
 
 
-def _prepare(engine: Engine, series: CheckpointFolder, aside: Path) -> DataError | None:
-    """First rank: an empty folder aside, and room for the checkpoint."""
-    if not engine.ranks.is_first:
+@dataclass
+class _UnderWay:
+    writing: object
+    run_config: RunConfig
+    aside: Path
+    path: Path
+
+
+class Saver:
+    """The saves of one training, at most one of them under way. Building it is collective; so is all but `close`.
+
+    `beside(run_config)` gives further files, name -> text, that explain a checkpoint; `needed()` the checkpoints that
+    must stay although newer ones are there. Both are asked on the first rank.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        series: CheckpointFolder,
+        beside: Callable[[RunConfig], Mapping[str, str]],
+        needed: Callable[[], Iterable[Path]] = tuple,
+    ) -> None:
+        self._engine, self._series, self._phase = engine, series, engine.phase
+        self._beside, self._needed = beside, needed
+        self._under_way: _UnderWay | None = None
+        agree(self._on_first(self._clear, series.path))
+
+    def save(self, run_config: RunConfig) -> None:
+        """Save the state of now as `iter_<iteration>`; with async_save it is published later, by `look` or `finish`.
+
+        Raises DataError.
+        """
+        self.finish()  # so that free space is counted when all of the one before is written and old ones are gone
+        path = self._series.iteration(run_config.iteration)
+        # A name of its own: a writer that has outlived its training elsewhere cannot write into this one.
+        aside = path.with_name(f".{path.name}.{gather(secrets.token_hex(4))[0]}.tmp")
+        agree(self._on_first(lambda: self._prepare(aside), aside))
+        error = None
+        try:
+            self._under_way = _UnderWay(self._engine.start_save(aside), run_config, aside, path)
+        except CheckpointError as failure:
+            error = _failed(run_config, failure)
+        except OSError as failure:
+            # This rank alone: the others wait inside Megatron, and the launcher ends them when this one has ended.
+            raise _failed(run_config, failure) from failure
+        agree(error)
+        if not self._phase.async_save:
+            self.finish()
+
+    def look(self) -> None:
+        """Publish the save under way if all ranks have written their part; costs nothing when there is none."""
+        if self._under_way is not None and all(gather(self._under_way.writing.is_written)):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save under way, if there is one, and publish it. Raises DataError."""
+        if self._under_way is None:
+            return
+        save, self._under_way = self._under_way, None
+        error, records = None, {}
+        try:
+            records = save.writing.finish()
+        except CheckpointError as failure:
+            error = _failed(save.run_config, failure)
+            self._on_first(lambda: files.remove(save.aside), save.aside)
+        except OSError as failure:
+            raise _failed(save.run_config, failure) from failure
+        agree(error)
+        agree(self._on_first(lambda: self._publish(save, records), save.path))
+
+    def close(self) -> None:
+        """Not collective: give up a save that is still under way, for training has failed."""
+        if self._under_way is not None:
+            save, self._under_way = self._under_way, None
+            save.writing.abandon()
+            if self._engine.ranks.is_first:
+                logger.warning("the save of iteration %d under way was given up", save.run_config.iteration)
+                files.remove(save.aside)
+
+    def _on_first(self, action: Callable[[], None], path: Path) -> DataError | None:
+        """On the first rank do it; what the operating system has against it is returned."""
+        if not self._engine.ranks.is_first:
+            return None
+        try:
+            action()
+        except OSError as error:
+            return files.translate(error, path)
+        except DataError as error:
+            return error
         return None
-    try:
-        files.remove(aside)
+
+    def _clear(self) -> None:
+        """Remove what killed trainings left under passing names."""
+        for path in self._series.path.glob(".iter_*"):
+            files.remove(path)
+
+    def _prepare(self, aside: Path) -> None:
+        """An empty folder, and room for the checkpoint."""
         aside.mkdir(parents=True)
-        free, needed = shutil.disk_usage(aside).free, engine.checkpoint_bytes
+        free, needed = shutil.disk_usage(aside).free, self._engine.checkpoint_bytes
         if free < needed:
             aside.rmdir()
-            return DataError(
-                f"{series.path}: a checkpoint needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. "
-                "Cure: free some space."
+            raise DataError(
+                f"{self._series.path}: a checkpoint needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are "
+                "free. Cure: free some space."
             )
-    except OSError as error:
-        return files.translate(error, aside)
-    return None
+
+    def _publish(self, save: _UnderWay, records: Mapping[str, dict]) -> None:
+        for name, text in {**self._beside(save.run_config), FILE_NAME: to_yaml(save.run_config)}.items():
+            (save.aside / name).write_text(text, encoding="utf-8")
+        file_list.write(save.aside, records)
+        files.sync(save.aside)
+        if save.path.exists():  # a broken one that was passed over
+            self._discard(save.path)
+        save.aside.rename(save.path)
+        files.write_text(self._series.tracker, str(save.run_config.iteration))  # syncs the rename too
+        self._prune()
+
+    def _prune(self) -> None:
+        """Drop what is older than the newest `keep_checkpoints` whole ones, but for milestones and what is needed."""
+        found = _newest_first(self._series)
+        whole = [path for path in found if not file_list.flaws(path)]
+        oldest, needed = whole[: self._phase.keep_checkpoints][-1], {path.resolve() for path in self._needed()}
+        for path in found[found.index(oldest) + 1 :]:
+            number = path.name.removeprefix("iter_")
+            milestone = self._phase.keep_every and number.isdecimal() and int(number) % self._phase.keep_every == 0
+            if not milestone and path.resolve() not in needed:
+                self._discard(path)
+
+    def _discard(self, path: Path) -> None:
+        """Away from its name first: a removal that is cut off leaves no broken checkpoint."""
+        away = path.with_name(f".{path.name}.{secrets.token_hex(4)}.removed")
+        path.rename(away)
+        files.remove(away)
 
 
-def _publish(
-    engine: Engine, series: CheckpointFolder, run_config: RunConfig, aside: Path, path: Path, keep: int
-) -> DataError | None:
-    if not engine.ranks.is_first:
-        return None
-    try:
-        (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
-        files.sync(aside)
-        files.remove(path)
-        aside.rename(path)
-        files.write_text(series.tracker, str(run_config.iteration))
-        for old in sorted(series.path.glob("iter_*"))[:-keep]:
-            files.remove(old)
-    except OSError as error:
-        return files.translate(error, path)
-    except DataError as error:
-        return error
-    return None
+def _failed(run_config: RunConfig, failure: Exception) -> DataError:
+    return DataError(
+        f"saving iteration {run_config.iteration} failed: {failure} Nothing was left under its name. "
+        "Cure: check the free space and the permissions, then start again; it resumes from the last whole one."
+    )
 
 
 def check_same_data(run_config: RunConfig, checkpoint: Path, sha256: str | None, digest: str | None) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from megatron_nca import files
 from megatron_nca.config.recipe import Recipe
@@ -14,7 +15,7 @@ from megatron_nca.config.run_config import RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
 from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets
 from megatron_nca.run_dir import PhaseFolder, RunFolder
-from megatron_nca.train import checkpoints
+from megatron_nca.train import checkpoints, provenance
 from megatron_nca.train.metrics import Clock, Metrics
 from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
 
@@ -47,10 +48,10 @@ def train(job: Job, ranks: Ranks) -> None:
             logger.info("%s: is whole, nothing to do", folder.path)
         return
     engine = Engine(model, phase, ranks, job.seed)
-    lock = supply = None
+    lock = supply = saver = None
     try:
         lock = _agreed(lambda: _lock(folder) if ranks.is_first else None)
-        start = _agreed(lambda: checkpoints.starting_point(folder))
+        start = checkpoints.starting_point(folder, ranks, phase.verify_checkpoints)
         loaded = _agreed(lambda: engine.load(start))
         resumed = start != folder.initial
         supply = _supply(job, ranks, loaded.consumed_sequences if resumed else 0)
@@ -81,13 +82,17 @@ def train(job: Job, ranks: Ranks) -> None:
                 engine.layers,
                 engine.adam,
             )
+        beside = partial(provenance.beside, job.recipe, job.run, supply)
+        saver = checkpoints.Saver(engine, folder.checkpoints, beside, job.run.linked_as_initial)
         length = model.sequence_length
         metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, length, clock)
         try:
-            _loop(job, engine, data, supply, metrics, run_config)
+            _loop(job, engine, data, supply, metrics, saver, run_config)
         finally:
             metrics.close()
     finally:
+        if saver is not None:
+            saver.close()
         if supply is not None:
             supply.close()
         if lock is not None:
@@ -104,11 +109,16 @@ def _lock(folder: PhaseFolder) -> int:
 
 
 def _loop(
-    job: Job, engine: Engine, data: object, supply: Beforehand | OnNode, metrics: Metrics, run_config: RunConfig
+    job: Job,
+    engine: Engine,
+    data: object,
+    supply: Beforehand | OnNode,
+    metrics: Metrics,
+    saver: checkpoints.Saver,
+    run_config: RunConfig,
 ) -> None:
     waiting = metrics.clock.waiting
     phase = job.recipe.phases[job.phase]
-    folder = job.run.phase(job.arm, job.seed, job.phase)
     iteration, consumed = run_config.iteration, run_config.consumed_sequences
 
     def validate() -> None:
@@ -136,14 +146,16 @@ def _loop(
                 f"lm loss = {result.loss} at iteration {iteration} of phase {job.phase}: training has diverged. "
                 "Cure: lower optimizer.lr, or set optimizer.clip_grad."
             )
+        saver.look()
         is_last = iteration == phase.iterations
         if is_last or iteration % phase.validation_interval == 0:
             validate()
         if is_last or iteration % phase.save_interval == 0:
             supply.look()
             run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256)
-            checkpoints.save(engine, folder.checkpoints, run_config, phase.keep_checkpoints)
+            saver.save(run_config)
 
+    saver.finish()
     with waiting:
         supply.finish()
     metrics.last_words()

@@ -58,7 +58,7 @@ def execute(job: dict, ranks: Ranks) -> None:
             run_config = RunConfig(model=model, iteration=job.get("steps", 0), optimizer=True)
             (folder / "run_config.yaml").write_text(to_yaml(run_config))
         torch.distributed.barrier()
-        engine.save(folder)
+        engine.start_save(folder).finish()
     engine.close()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sample_checkpoints import CONFIG, random_checkpoint, values, write_random
 
-from megatron_nca import files
+from megatron_nca import file_list, files
 from megatron_nca.__main__ import main
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.convert import megatron
@@ -222,7 +222,11 @@ def test_a_published_name_is_never_half_there(
         files.os, "replace", lambda a, b: (seen.append(sorted(p.name for p in Path(a).iterdir())), original(a, b))
     )
     transfer("--from", trained, "--to", tmp_path / "new", "--carry", "all", "--seed", 4)
-    assert seen == [[".metadata", "__0_0.distcp", "account.json", "common.pt", "metadata.json", "run_config.yaml"]]
+    (names,) = seen
+    assert names == [
+        ".metadata", "__0_0.distcp", "account.json", "common.pt", "files.json", "metadata.json", "run_config.yaml"
+    ]  # fmt: skip
+    assert file_list.flaws(tmp_path / "new", (0, 1)) == []
 
 
 def test_carried_tensors_keep_every_bit(tmp_path: Path, transfer: Callable):

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from launching import command, execute, torchrun
+
+from megatron_nca import file_list
 
 WORKER = Path(__file__).parent / "worker.py"
 PHASE = "tp2"
@@ -48,14 +51,28 @@ def torn_weights(run: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def flipped_bit(run: Path) -> None:
+    file = next(initial(run).glob("*.distcp"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+def torn_metadata(run: Path) -> None:
+    file = initial(run) / ".metadata"
+    file.write_bytes(file.read_bytes()[:-20])
+
+
 def hostile_metadata(run: Path) -> None:
-    """A pickle that would make a file on loading."""
+    """A pickle that would make a file on loading, in a list of files that agrees with it."""
     mark = str(run / "executed").encode()
     (initial(run) / ".metadata").write_bytes(b"cbuiltins\nopen\n(S'" + mark + b"'\nS'w'\ntR.")
+    file_list.write(initial(run))
 
 
 def hostile_common(run: Path) -> None:
     (initial(run) / "common.pt").write_bytes(b"cbuiltins\nopen\n(S'" + str(run / "executed").encode() + b"'\nS'w'\ntR.")
+    file_list.write(initial(run))
 
 
 def truncated_data(run: Path) -> None:
@@ -76,16 +93,36 @@ def full(run: Path) -> None:
     """The worker limits the size of files for a folder of this name."""
 
 
+def full_in_background(run: Path) -> None:
+    full(run)
+    save_in_background(run)
+
+
+def killed_writer(run: Path) -> None:
+    """The worker lets the writer of the second rank end by SIGKILL for a folder of this name."""
+    save_in_background(run)
+
+
+def save_in_background(run: Path) -> None:
+    values = yaml.safe_load((run / "recipe.yaml").read_text())
+    values["phases"][PHASE]["async_save"] = True
+    (run / "recipe.yaml").write_text(yaml.safe_dump(values))
+
+
 CASES: dict[Callable, list[str]] = {
     no_initial_checkpoint: ["there is no initial checkpoint", "convert transfer"],
     other_vocabulary: ["holds another model", "vocab_size is 300, expected 83"],
-    torn_weights: [".distcp"],
+    torn_weights: ["initial checkpoint is not whole", ".distcp has", "its list says"],
+    flipped_bit: ["initial checkpoint is not whole", ".distcp has been changed"],
+    torn_metadata: ["initial checkpoint is not whole", ".metadata has"],
     hostile_metadata: [".metadata", "builtins.open"],
     hostile_common: ["common.pt", "was not loaded"],
     truncated_data: ["train.bin", "its manifest says"],
     foreign_index: ["validation.idx"],
     missing_data: ["train.json", "Cure"],
-    full: ["saving iteration 10 failed", "free space"],
+    full: ["saving iteration 10 failed", "File too large", "free space"],
+    full_in_background: ["saving iteration 10 failed", "File too large", "free space"],
+    killed_writer: ["saving iteration 10 failed", "rank 1: ", "was killed by SIGKILL"],
 }
 
 
@@ -108,7 +145,7 @@ def refusals(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
             said[Path(values["case"].split("::")[0]).name].append(values)
     for run in runs:
         assert not (run / "executed").exists()
-        assert not list(run.glob("arms/*/seed0/*/checkpoints/iter_*")), f"{run.name}: a checkpoint appeared"
+        assert not list(run.glob("arms/*/seed0/*/checkpoints/*iter_*")), f"{run.name}: a checkpoint appeared"
     return said
 
 

@@ -20,7 +20,7 @@ model:
 datasets: {text: {source: indexed, vocab_size: 100, train_prefix: none, validation_prefix: none}}
 phases:
   text: {dataset: text, iterations: 4, global_batch_size: 4, micro_batch_size: 2, precision: PRECISION,
-         rampup_batch_size: RAMP, attention_dropout: 0.2, validation_sequences: 4,
+         rampup_batch_size: RAMP, attention_dropout: 0.2, async_save: BACKGROUND, validation_sequences: 4,
          optimizer: {lr: 1e-2, warmup_iterations: 2, weight_decay: 0.1, clip_grad: 1.0}}
 arms: {scratch: {steps: [{phase: text}]}}
 control: scratch
@@ -28,13 +28,17 @@ control: scratch
 
 
 @pytest.mark.parametrize(
-    ("precision", "ramp", "consumed"), [("fp32", "null", 8), ("bf16", "null", 8), ("fp32", "[2, 2, 4]", 4)]
+    ("precision", "in_background", "ramp", "consumed"),
+    [("fp32", "false", "null", 8), ("bf16", "true", "null", 8), ("fp32", "false", "[2, 2, 4]", 4)],
 )
-def test_resume_with_dropout_is_exact(precision: str, ramp: str, consumed: int, tmp_path: Path) -> None:
+def test_resume_with_dropout_is_exact(
+    precision: str, in_background: str, ramp: str, consumed: int, tmp_path: Path
+) -> None:
     """With the ramp, batches are of 2, 2, 4 and 4 sequences."""
     before = set(psutil.Process().children(recursive=True))
     recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
-    recipe_file.write_text(RECIPE.replace("PRECISION", precision).replace("RAMP", ramp))
+    text = RECIPE.replace("PRECISION", precision).replace("BACKGROUND", in_background)
+    recipe_file.write_text(text.replace("RAMP", ramp))
     words = ["convert", "transfer", "--carry", "none", "--to", initial, "--recipe", recipe_file, "--phase", "text"]
     assert main([*map(str, words), "--seed", "3"]) == 0
     recipe = load_recipe(recipe_file)
@@ -44,13 +48,14 @@ def test_resume_with_dropout_is_exact(precision: str, ramp: str, consumed: int, 
     engine = Engine(model, phase, read_ranks(), seed=7)
     engine.load(initial)
     unbroken = [step(engine, iteration) for iteration in range(2)]
-    record = RunConfig(model=model, iteration=2, consumed_sequences=consumed, optimizer=True)
-    checkpoints.save(engine, series, record, keep=1)
+    saver = checkpoints.Saver(engine, series, beside=lambda _: {})
+    saver.save(RunConfig(model=model, iteration=2, consumed_sequences=consumed, optimizer=True))
     unbroken += [step(engine, iteration) for iteration in range(2, 4)]
+    saver.finish()
     engine.close()
 
     engine = Engine(model, phase, read_ranks(), seed=7)
-    assert engine.load(checkpoints.newest_whole(series)).iteration == 2
+    assert engine.load(checkpoints.newest_whole(series, read_ranks(), hashes=True)).iteration == 2
     resumed = [step(engine, iteration) for iteration in range(2, 4)]
     engine.close()
     assert resumed == unbroken[2:]

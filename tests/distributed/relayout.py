@@ -1,0 +1,79 @@
+"""Save at every layout, load at every other, in one launch: torchrun --nproc-per-node 4 relayout.py FOLDER LAYOUT...
+
+The model of each layout has other weights, those of its own training of two steps. Prints a JSON line for each pair
+with the loss of the next step.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.parallel import ParallelConfig
+from megatron_nca.config.recipe import OptimizerConfig, Phase
+from megatron_nca.config.run_config import RunConfig
+from megatron_nca.config.schema import to_yaml
+from megatron_nca.mcore.engine import Engine, agree, read_ranks
+
+MODEL = ModelConfig(
+    num_layers=4, hidden_size=32, num_heads=4, ffn_hidden_size=64, sequence_length=16, vocab_size=100
+)
+LAYOUTS = {
+    "tp2pp2": {"tensor": 2, "pipeline": 2},
+    "tp4": {"tensor": 4},
+    "pp4": {"pipeline": 4},
+    "dp2tp2": {"data": 2, "tensor": 2},
+}
+
+
+def engine_of(layout: str, seed: int) -> Engine:
+    phase = Phase(
+        dataset="none", iterations=10, global_batch_size=4, micro_batch_size=1, precision="fp32",
+        validation_sequences=4, optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.1, clip_grad=1.0),
+        parallel=ParallelConfig(**LAYOUTS[layout]),
+    )  # fmt: skip
+    return Engine(MODEL, phase, read_ranks(), seed)
+
+
+def step(engine: Engine, iteration: int) -> float:
+    """A step on random tokens; each data-parallel rank takes its rows of the batch."""
+    tokens = torch.randint(0, 100, (4, 17), generator=torch.Generator().manual_seed(iteration))
+    from megatron.core import parallel_state
+
+    copies, copy = engine.phase.parallel.data, parallel_state.get_data_parallel_rank()
+    rows = [tokens[number : number + 1] for number in range(4) if number % copies == copy]
+    batches = ({"tokens": r[:, :-1], "labels": r[:, 1:], "loss_mask": torch.ones(1, 16)} for r in rows)
+    return engine.train_step(batches, iteration).loss
+
+
+def save(engine: Engine, folder: Path, iteration: int) -> None:
+    if engine.ranks.is_first:
+        folder.mkdir()
+        config = RunConfig(model=MODEL, iteration=iteration, consumed_sequences=4 * iteration, optimizer=True)
+    agree(None)
+    engine.start_save(folder).finish()
+    if engine.ranks.is_first:
+        (folder / "run_config.yaml").write_text(to_yaml(config))
+    agree(None)
+
+
+if __name__ == "__main__":
+    folder, layouts = Path(sys.argv[1]), sys.argv[2:]
+    for seed, layout in enumerate(layouts):
+        engine = engine_of(layout, seed)
+        for iteration in range(2):
+            step(engine, iteration)
+        save(engine, folder / layout, 2)
+        engine.close()
+    for loaded in layouts:
+        engine = engine_of(loaded, 99)
+        for saved in layouts:
+            engine.load(folder / saved)
+            if saved != loaded:
+                save(engine, folder / f"{saved}-{loaded}", 2)
+            loss = step(engine, 2)
+            if engine.ranks.is_first:
+                print(json.dumps({"saved": saved, "loaded": loaded, "loss": loss}), flush=True)
+        engine.close()
