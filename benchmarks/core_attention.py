@@ -3,7 +3,7 @@
     python benchmarks/core_attention.py [--threads 1] [--rounds 9]
 
 Both modules get the same queries, keys and values of 1,024 positions, 8 heads of 64, forward and backward, in one
-process and in turns (A B A B …). Times are processor times of the process, so that other work on the machine counts less;
+process and in turns (A B A B …). Times are processor times of the process, so that other work counts less;
 the ratio is the median over rounds of the ratios of neighbours. The results must agree, or there is nothing to compare.
 """
 
@@ -92,7 +92,12 @@ def modules(precision: str, groups: int) -> tuple[torch.nn.Module, torch.nn.Modu
         optimizer=OptimizerConfig(lr=1.0),
     )
     model = ModelConfig(
-        num_layers=1, hidden_size=HEADS * SIZE, num_heads=HEADS, num_query_groups=groups, ffn_hidden_size=8, vocab_size=2
+        num_layers=1,
+        hidden_size=HEADS * SIZE,
+        num_heads=HEADS,
+        num_query_groups=groups,
+        ffn_hidden_size=8,
+        vocab_size=2,
     )
     config = transformer_config(model, phase, SimpleNamespace(fused_rope=False))
     place = {"layer_number": 1, "attn_mask_type": AttnMaskType.causal, "attention_type": "self"}

@@ -3,8 +3,8 @@
     python benchmarks/emitted_rollout.py [--candidates 40000] [--write HARDWARE]
 
 Of the rules of the released law in the band 0.5 to 1: the gzip ratio of the first ten frames of what is emitted, and
-the share of rules whose emitted frames lie in the band themselves. A rule is accepted by its scored rollout, so fresh ones
-regress towards the mean; that is the law of the released code, and `scored` is biased against it by the difference.
+the share of rules whose emitted frames lie in the band themselves. A rule is accepted by its scored rollout, so fresh
+ones regress towards the mean; that is the law of the released code, and `scored` is biased by the difference.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
         "# Emitting the scored rollout in place of a fresh one",
         "",
         f"{today}, `python benchmarks/emitted_rollout.py --candidates {arguments.candidates}`: released law, band 0.5",
-        f"to 1, {len(accepted):,} accepted rules, seed 0; the first ten frames that are emitted. Hardware does not matter.",
+        f"to 1, {len(accepted):,} accepted rules, seed 0; the first ten frames that are emitted; of no hardware.",
         "",
         "| emitted_rollout | in the band | mean ratio | 5 %, 50 % and 95 % |",
         "|---|---|---|---|",

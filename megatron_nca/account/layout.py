@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from megatron_nca.config.model import ParallelConfig
+from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.errors import ConfigError, explain
 
 # A layout that has no such setting has one rank along that axis.

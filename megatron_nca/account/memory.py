@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from megatron_nca.account.layout import context_ranks, optimizer_shards, virtual_stages
 from megatron_nca.account.parameters import stage_tensors
-from megatron_nca.config.model import ModelConfig, ParallelConfig
+from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.parallel import ParallelConfig
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Of one weight, activation or logit."""

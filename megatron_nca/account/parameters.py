@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from megatron_nca.account.layout import virtual_stages
-from megatron_nca.config.model import ModelConfig, ParallelConfig
+from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.parallel import ParallelConfig
 
 
 @dataclass(frozen=True)

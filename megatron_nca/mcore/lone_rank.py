@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_nca.config.model import ModelConfig, ParallelConfig
+from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.config.recipe import Phase
 from megatron_nca.errors import ConfigError, explain
 from megatron_nca.mcore import parallel, patches
@@ -95,17 +96,18 @@ def build(model: ModelConfig, phase: Phase, rank: int) -> BuiltRank:
         from megatron.core import parallel_state
 
         from megatron_nca.mcore import model as models
-        from megatron_nca.mcore import optim
+        from megatron_nca.mcore import optim, stack
 
         with torch.device("meta"), _OnMeta():
-            module = optim.wrap(models.build(model, phase.parallel, phase.precision, torch.device("meta")))
-            optimizer = optim.build_optimizer(module, phase.optimizer, phase.precision)
+            chunks = models.build(model, phase, stack.choose(phase), torch.device("meta"))
+            chunks = optim.wrap(chunks, phase.parallel)
+            optimizer = optim.build_optimizer(chunks, phase)
         share = [parameter for group in optimizer.optimizer.param_groups for parameter in group["params"]]
         return BuiltRank(
             rank=rank,
             stage=parallel_state.get_pipeline_model_parallel_rank(),
-            parameters=sum(parameter.numel() for parameter in module.parameters()),
-            weights=sum(buffer.param_data.nbytes for buffer in module.buffers),
-            gradients=sum(buffer.grad_data.nbytes for buffer in module.buffers),
+            parameters=sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters()),
+            weights=sum(buffer.param_data.nbytes for chunk in chunks for buffer in chunk.buffers),
+            gradients=sum(buffer.grad_data.nbytes for chunk in chunks for buffer in chunk.buffers),
             moments=2 * sum(parameter.nbytes for parameter in share),
         )
