@@ -37,6 +37,18 @@ def engine_of(layout: str, seed: int) -> Engine:
     return Engine(MODEL, phase, read_ranks(), seed)
 
 
+def fill(engine: Engine, seed: int) -> None:
+    """Random weights, equal where ranks hold the same ones: on copies, and norms on tensor-parallel ranks."""
+    from megatron.core import parallel_state
+
+    place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+    generator = torch.Generator().manual_seed(1000 * seed + 10 * place[0] + place[1])
+    with torch.no_grad():
+        for parameter in engine.chunks[0].parameters():
+            parameter.fill_(1.0) if parameter.dim() == 1 else parameter.normal_(0.0, 0.2, generator=generator)
+    engine.optimizer.reload_model_params()
+
+
 def step(engine: Engine, iteration: int) -> float:
     """A step on random tokens; each data-parallel rank takes its rows of the batch."""
     tokens = torch.randint(0, 100, (4, 17), generator=torch.Generator().manual_seed(iteration))
@@ -63,6 +75,7 @@ if __name__ == "__main__":
     folder, layouts = Path(sys.argv[1]), sys.argv[2:]
     for seed, layout in enumerate(layouts):
         engine = engine_of(layout, seed)
+        fill(engine, seed)
         for iteration in range(2):
             step(engine, iteration)
         save(engine, folder / layout, 2)
