@@ -4,13 +4,14 @@ import re
 
 import pytest
 
+from megatron_nca.account.parameters import parameters
 from megatron_nca.config.batch_size import BatchSizes
 from megatron_nca.config.model import PRESETS, ModelConfig
 from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.config.recipe import OptimizerConfig, Phase, recipe_from_dict
 from megatron_nca.config.schema import build, to_dict
 from megatron_nca.errors import ConfigError
-from megatron_nca.plan import count_parameters, phase_tokens
+from megatron_nca.plan import phase_tokens
 
 MODEL = ModelConfig(
     num_layers=8, hidden_size=64, num_heads=8, num_query_groups=4, ffn_hidden_size=96, sequence_length=24, vocab_size=9
@@ -150,7 +151,7 @@ def test_a_ramp_in_a_phase(recipe_values):
     ("name", "millions"), [("paper", 1610.7), ("400m", 402.7), ("110m", 113.3), ("30m", 33.6)]
 )
 def test_presets_have_the_size_they_are_named_after(name, millions):
-    body, _ = count_parameters(PRESETS[name].with_vocabulary(128))
+    body = parameters(PRESETS[name].with_vocabulary(128)).body
     assert round(body / 1e6, 1) == millions
 
 
