@@ -26,6 +26,7 @@ SOURCES = [
     "tests/cuda/emulated_device.cpp",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.cpp")) if path.name != "bind.cpp"),
 ]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", f"-DNCA_CUDA_MODULE={NAME}"]
 
 
@@ -38,7 +39,8 @@ def emulated(tmp_path_factory) -> ModuleType:
     objects = [folder / f"{number}.o" for number in range(len(SOURCES))]
 
     def compile_one(source: str, target: Path) -> None:
-        subprocess.run(["g++", *FLAGS, *vector, *includes, "-c", source, "-o", target], cwd=ROOT, check=True)
+        wider = AVX512 if vector and source.endswith("avx512.cpp") else []
+        subprocess.run(["g++", *FLAGS, *vector, *wider, *includes, "-c", source, "-o", target], cwd=ROOT, check=True)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_one, SOURCES, objects))
