@@ -98,16 +98,14 @@ NCA_FN void roll_out(const Team& team, const Rollouts& job, uint32_t index, uint
   const uint32_t which = stored ? index : job.count - 1;
   const uint32_t candidate = job.candidates ? job.candidates[which] : job.first + which;
   const uint32_t repeat = job.repeats ? job.repeats[which] : 0;
-  const bool scored = job.emit_scored && repeat == 0;
-  const Stream start{job.seed, candidate, scored ? PURPOSE_SCORE_START : job.start_purpose, repeat};
-  const Stream noise{job.seed, candidate, scored ? PURPOSE_SCORE_NOISE : job.noise_purpose, repeat};
+  const Stream noise{job.seed, candidate, job.noise_purpose, repeat};
   const size_t of_frame = static_cast<size_t>(job.law.patches + 2 * job.delimiters);
   size_t at = static_cast<size_t>(which) * of_frame * static_cast<size_t>(job.frames);
 
   TeamMemory<S> memory(job.law, shared);
   number_places(team, job.law, memory);
   draw_rule(team, job.law, Stream{job.seed, candidate, PURPOSE_RULE, 0}, memory.rule);
-  draw_start(team, job.law, memory, start);
+  draw_start(team, job.law, memory, Stream{job.seed, candidate, job.start_purpose, repeat});
   uint32_t step = 0;
   NCA_UNROLL_NONE
   for (int frame = 0; frame < job.frames; ++frame, at += of_frame) {

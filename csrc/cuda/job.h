@@ -42,7 +42,6 @@ struct Rollouts {
   uint32_t first;              // candidate of the first, if no list is given
   const uint32_t* candidates;  // null, or (count) on the device
   const uint32_t* repeats;     // null for 0, or (count)
-  bool emit_scored;  // repeat 0 draws as the rollout that was scored
   uint32_t start_purpose, noise_purpose;
   int frames;
   bool delimiters;

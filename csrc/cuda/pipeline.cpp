@@ -192,9 +192,9 @@ class Emission {
   Emission(const Params& params, uint64_t seed, bool wide) {
     job_.law = law_of(params);
     job_.seed = seed;
+    if (params.emit_scored) throw std::invalid_argument("emitted_rollout = scored: not offered on the device cuda");
     job_.start_purpose = PURPOSE_EMIT_START;
     job_.noise_purpose = PURPOSE_EMIT_NOISE;
-    job_.emit_scored = params.emit_scored;
     job_.frames = params.num_frames;
     job_.delimiters = true;
     job_.wide = wide;

@@ -58,6 +58,9 @@ class NcaSource:
         for name, value in (("sequences", num_sequences), ("threads", threads)):
             if value < 1:
                 raise ConfigError(explain(name, value, "must be at least 1.", "give a positive number."))
+        if device != "cpu" and law.emitted_rollout != "fresh":
+            reason = f"is not offered on the device {device}."
+            raise ConfigError(explain("law.emitted_rollout", law.emitted_rollout, reason, "use the cpu, or fresh."))
         rule.check_seed(seed)
         rule.params_of(law)
         self.fast_filter = simulate.covers(law)

@@ -227,6 +227,7 @@ OTHER = {
     "channel_padding": "none",
     "allocated_vocab_size": 64_000,
     "scored_positions": "all",
+    "emitted_rollout": "scored",
     "score_frames": 9,
     "score_dtype": "uint16",
     "score_delimiters": True,

@@ -81,3 +81,11 @@ def test_what_the_generator_cannot_do_is_refused(changes, message):
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="released"):
         preset("relased")
+
+
+def test_the_scored_rollout_is_emitted_by_the_cpu_only():
+    from megatron_nca.sources.nca import NcaSource
+
+    law = NcaLaw(num_states=4, height=6, width=6, sequence_length=60, score_frames=3, emitted_rollout="scored")
+    with pytest.raises(ConfigError, match=r"emitted_rollout = 'scored': is not offered"):
+        NcaSource(law, 4, 0, device="cuda")
