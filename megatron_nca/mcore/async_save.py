@@ -126,6 +126,10 @@ def _for_the_child() -> Iterator[None]:
 def _writer(transforms: list, buckets: list, pipe: object, parent: int) -> None:
     """The forked process."""
     parallel.die_with_parent(parent)
+    # Also of the training's lock and of the connections between ranks: when the training dies, both must be free at
+    # once, even if this process hangs in the kernel, at a slow disk, before its own death.
+    os.closerange(3, pipe.fileno())
+    os.closerange(pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     pipe.send(_write(transforms, buckets))
 
