@@ -86,7 +86,8 @@ class Metrics:
         self.last_validation_loss: float | None = None
         if not writes:
             return
-        for line in forget_after(folder.metrics, resumed_at):
+        # What starts over measures the validation at iteration 0 again.
+        for line in forget_after(folder.metrics, resumed_at or -1):
             self.last_validation_loss = line.get("lm loss validation", self.last_validation_loss)
             if line["type"] == "train":
                 self.clock.go_on(line)
