@@ -16,6 +16,7 @@ VERBS = {
     "convert": "transfer weights between phases",
     "report": "compare the arms of finished runs",
     "estimate": "what a recipe takes: parameters, memory, FLOPs, device-hours, disk",
+    "doctor": "what this machine can do, what is wrong with it, and the cure",
 }
 
 

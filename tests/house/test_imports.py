@@ -80,7 +80,7 @@ def test_one_door_per_foreign_thing(module):
     assert not wrong, f"only {DOORS[module]} imports {module}"
 
 
-TORCH_ROOMS = {"mcore", "train", "convert", "initialise"}
+TORCH_ROOMS = {"mcore", "train", "convert", "initialise", "doctor"}
 
 
 def test_the_rooms_that_generate_plan_and_report_do_not_import_torch():
