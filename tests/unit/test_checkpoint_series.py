@@ -1,4 +1,4 @@
-"""A series of checkpoints: when a save is published, which ones stay, which one is chosen. Ranks and tensors are fakes."""
+"""A series of checkpoints: when one is published, which stay, which one is chosen. Ranks and tensors are fakes."""
 
 import logging
 import shutil
