@@ -24,12 +24,8 @@ LAYOUTS = {
     "tp2pp2": {"tensor": 2, "pipeline": 2, "recompute": {"granularity": "full", "layers": 2}},
     "pp2vp2dp2": {"pipeline": 2, "virtual_pipeline": 2, "data": 2, "overlap_grad_reduce": True},
 }
-MICRO_BATCH_SIZES = {
-    **dict.fromkeys(("pp2vp2", "pp4", "pp4vp2", "pp2vp2dp2", "dp2overlap"), 1),
-    **dict.fromkeys(("tp2sp", "tp4", "tp2cp2sp"), 4),
-}
-"""Of all other layouts 2. Losses must not depend on it; small ones make many small collectives, slow on CPUs, but wrong
-gradients of an interleaved pipeline show only with more micro-batches than stages."""
+MICRO_BATCH_SIZES = {"pp4": 1, "pp4vp2": 1, "pp2vp2dp2": 1, "dp2overlap": 1, "tp2sp": 4, "tp4": 4, "tp2cp2sp": 4}
+"""Of all other layouts 2. Losses must not depend on it; small ones make many small collectives, slow on CPUs."""
 HALF = ("tp1pp1", "tp2sp", "pp2vp2", "cp2")
 """Layouts that are trained in bf16 too, as phases named bf16_<layout>."""
 TIMES = {"iteration-time", "tokens-per-second", "wall-time", "data-time"}
@@ -57,8 +53,6 @@ def recipe_values(iterations: int = 20, **phase: object) -> dict:
     phases |= {f"bf16_{name}": {**phases[name], "precision": "bf16"} for name in HALF}
     for name in set(phases) - {"tp2", "dp2", "tp2pp2"}:  # those are stopped and looked at halfway
         phases[name]["save_interval"] = iterations
-    for name in ("tp1pp1", "dp2overlap"):  # and these between two validations, which would gather weights
-        phases[name]["save_interval"] = 14
     arms = {name: {"steps": [{"phase": name}]} for name in phases}
     return {
         "name": "layouts",
