@@ -112,8 +112,8 @@ void DeflateFast::begin(const uint16_t* tokens, int count) {
 }
 
 // No match needs more bits of the static code than the bytes that it covers need as literals, which is no less than 8
-// each: up to ten bytes, 7 and, for the distance, 5 and at most 10 extra, in all 22 < 3 * 8; beyond, one bit more and at
-// most five extra, 28 < 11 * 8. So these are the most bits for words first .. last - 1, whatever zlib finds.
+// each: up to ten bytes, 7 and, for the distance, 5 and at most 10 extra, in all 22 < 3 * 8; beyond, one bit more and
+// at most five extra, 28 < 11 * 8. So these are the most bits for words first .. last - 1, whatever zlib finds.
 int DeflateFast::literal_bits(int first, int last) const {
   const uint8_t* packed = reinterpret_cast<const uint8_t*>(tokens_);
   int longer = 0;
@@ -134,7 +134,8 @@ int DeflateFast::most_static_bits_by_period() const {
     if (memcmp(end - SAMPLE, end - SAMPLE - period, SAMPLE * sizeof *end) != 0) continue;
     int first = count_ - SAMPLE;
     while (first > period + 1 && tokens_[first - 1] == tokens_[first - 1 - period]) --first;
-    return END_BITS + literal_bits(0, first) + 4 * (count_ - first) / MAX_MATCH * (8 + 5 + 10) + 2 * MOST_MATCH_BITS;
+    const int whole_matches = 4 * (count_ - first) / MAX_MATCH;
+    return END_BITS + literal_bits(0, first) + whole_matches * (8 + 5 + 10) + 2 * MOST_MATCH_BITS;
   }
   return INT_MAX;
 }
