@@ -5,27 +5,15 @@ import dataclasses
 from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.errors import ConfigError, explain
 
-# A layout that has no such setting has one rank along that axis.
-
-
-def context_ranks(parallel: ParallelConfig) -> int:
-    """Ranks that share one sequence."""
-    return getattr(parallel, "context", 1)
-
-
-def virtual_stages(parallel: ParallelConfig) -> int:
-    """Pieces of the model on each pipeline rank: 1 without an interleaved schedule."""
-    return getattr(parallel, "virtual_pipeline", 1)
-
 
 def ranks_of_a_copy(parallel: ParallelConfig) -> int:
     """tensor x pipeline x context: the ranks that one copy of the model and of its sequences is spread over."""
-    return parallel.tensor * parallel.pipeline * context_ranks(parallel)
+    return parallel.tensor * parallel.pipeline * parallel.context
 
 
 def optimizer_shards(parallel: ParallelConfig) -> int:
     """data x context: the ranks that hold the same weights, over which the distributed optimizer is sharded."""
-    return parallel.data * context_ranks(parallel)
+    return parallel.data * parallel.context
 
 
 def at_world_size(parallel: ParallelConfig, world_size: int) -> ParallelConfig:

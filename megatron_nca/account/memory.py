@@ -2,18 +2,20 @@
 
 Weights and gradients lie in Megatron's buffers (0.16 to 0.19, `param_and_grad_buffer`), padded so that the distributed
 optimizer can share them out; optimizer states are of a rank's share. Activations are the tensors that autograd keeps
-from forward to backward in the layers of `mcore/model.py`. Not counted: gradients of activations and of one weight
-matrix while backward passes them, the batch, rotary tables, NCCL's and CUDA's own memory, an allocator's gaps, and the
-weights of attention (S, S), which torch makes where it has no fused kernel, such as for dropout on a CPU.
+from forward to backward in the layers of torch of `mcore/stack.py`; those of Transformer Engine are not measured.
+
+Not counted: gradients of activations and of one weight matrix while backward passes them, the batch, rotary tables,
+NCCL's and CUDA's own memory, an allocator's gaps, and masks and weights of attention (S, S), which torch makes where it
+has no fused kernel for a case, such as for dropout or context parallelism on a CPU.
 """
 
 import math
 from dataclasses import dataclass
 
-from megatron_nca.account.layout import context_ranks, optimizer_shards, virtual_stages
+from megatron_nca.account.layout import optimizer_shards
 from megatron_nca.account.parameters import stage_tensors
 from megatron_nca.config.model import ModelConfig
-from megatron_nca.config.parallel import ParallelConfig
+from megatron_nca.config.parallel import ParallelConfig, Recompute
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Of one weight, activation or logit."""
@@ -37,15 +39,16 @@ class StageMemory:
     moments: int
     """Two of Adam, fp32, of the device's share."""
     activations: int
-    """Of all micro-batches in flight, without logits."""
-    activations_recomputed: int
-    """The same if every layer keeps its input only and is run again backward."""
+    """Kept for all micro-batches in flight, without logits."""
+    recomputed: int
+    """Made again, by the backward pass, for as many layers as are recomputed at a time."""
     logits: int
     """The softmax in fp32 that backward needs, and in half precision the logits it is made from."""
 
-    def total(self, recompute: bool = False) -> int:
-        static = self.weights + self.gradients + self.main_weights + self.moments + self.logits
-        return static + (self.activations_recomputed if recompute else self.activations)
+    @property
+    def total(self) -> int:
+        states = self.weights + self.gradients + self.main_weights + self.moments
+        return states + self.activations + self.recomputed + self.logits
 
 
 def memory(
@@ -55,57 +58,119 @@ def memory(
     micro_batch_size: int,
     num_micro_batches: int,
     *,
-    fused_norm: bool = True,
+    on_gpu: bool = True,
 ) -> tuple[StageMemory, ...]:
     """Memory of each pipeline stage, in bytes a device; `num_micro_batches` in one iteration of one copy of the model.
 
-    `fused_norm`: torch's RMSNorm is one kernel on CUDA, which keeps its input (read in torch's source); on a CPU it
-    keeps that and the normalised input, both in fp32 (measured, as is all else, by tests on a CPU).
+    On a GPU torch's RMSNorm is one kernel that keeps its input (read in torch's source); on a CPU it keeps that and
+    the normalised input, both in fp32 (measured, as is all else, by tests on a CPU). And on a GPU gradients are by
+    default reduced in buckets, each of which is padded.
     """
-    tokens = micro_batch_size * model.sequence_length // context_ranks(parallel)
-    layer = layer_activation_bytes(model, parallel, precision, tokens, fused_norm)
-    layer_input = BYTES[precision] * _residual(model, parallel, tokens)
+    tokens = micro_batch_size * model.sequence_length // parallel.context
+    layer = layer_activations(model, parallel, precision, tokens, on_gpu)
+    layers = model.num_layers // (parallel.pipeline * parallel.virtual_pipeline)
+    kept, again = layer.kept(parallel.recompute, layers), layer.made_again(parallel.recompute)
     result = []
     for stage in range(parallel.pipeline):
-        chunks = stage_tensors(model, parallel, stage)
-        buffers = [_buffer(sizes, optimizer_shards(parallel)) for sizes in chunks]
-        elements, share = sum(size for size, _ in buffers), sum(share for _, share in buffers)
-        layers = model.num_layers // (parallel.pipeline * virtual_stages(parallel))
+        tensors = stage_tensors(model, parallel, stage)
+        elements, share = _buffers(tensors, parallel, _bucket_size(parallel, on_gpu) if stage == 0 else None)
         in_flight, is_last = chunks_in_flight(parallel, stage, num_micro_batches), stage == parallel.pipeline - 1
         ends = min(in_flight, num_micro_batches) * embedding_activation_bytes(parallel, tokens) if stage == 0 else 0
         if is_last:  # its backward begins when its forward ends, so of one micro-batch
-            ends += head_activation_bytes(model, parallel, precision, tokens, fused_norm)
+            ends += head_activation_bytes(model, parallel, precision, tokens, on_gpu)
         result.append(
             StageMemory(
                 stage=stage,
-                parameters=sum(map(sum, chunks)),
+                parameters=sum(map(sum, tensors)),
                 weights=elements * BYTES[precision],
                 gradients=elements * FP32,
                 main_weights=0 if precision == "fp32" else share * FP32,
                 moments=2 * share * FP32,
-                activations=in_flight * layers * layer + ends,
-                activations_recomputed=in_flight * layers * layer_input + layer + ends,
+                activations=in_flight * kept + ends,
+                recomputed=again,
                 logits=logit_bytes(model, parallel, precision, tokens) if is_last else 0,
             )
         )
     return tuple(result)
 
 
-def layer_activation_bytes(
-    model: ModelConfig, parallel: ParallelConfig, precision: str, tokens: int, fused_norm: bool
-) -> int:
-    """Bytes that one layer keeps of `tokens` tokens for backward.
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes that one layer keeps of a micro-batch for backward, by what keeps them."""
 
-    Split by sequence parallelism: what two norms keep, and their outputs, which qkv and fc1 keep. Split by tensor
-    parallelism: qkv's output, whose values attention keeps; rotated queries and keys; attention's output, which proj
-    keeps too; its fp32 log-sum of each head; fc1's output, silu(gate), up + 0 (Megatron adds an offset) and their
-    product, which fc2 keeps.
-    """
-    size, keys = BYTES[precision], model.query_groups * model.head_size
-    norms = 2 * _norm_bytes(model, parallel, precision, tokens, fused_norm)
-    inputs = 2 * size * _residual(model, parallel, tokens)
-    attention = size * 3 * (model.hidden_size + keys) + FP32 * model.num_heads
-    return norms + inputs + tokens * (attention + size * 5 * model.ffn_hidden_size) // parallel.tensor
+    input: int
+    """The residual stream, which is all that a layer recomputed in full keeps."""
+    norms: int
+    """Of two norms, split by sequence parallelism."""
+    linear_inputs: int
+    """Outputs of the norms, which qkv and fc1 keep, split by sequence parallelism."""
+    attention_inputs: int
+    """qkv's output, of which the values are a view, and rotated queries and keys."""
+    attention: int
+    """What core attention keeps, of these too."""
+    core: int
+    """What of that is made inside it, so again if it is recomputed."""
+    attention_output: int
+    """Which proj keeps."""
+    mlp: int
+    """fc1's output, silu(gate), up + 0 (Megatron adds an offset), and their product, which fc2 keeps."""
+
+    @property
+    def whole(self) -> int:
+        return self.norms + self.linear_inputs + self.attention + self.attention_output + self.mlp
+
+    def kept(self, recompute: Recompute | None, layers: int) -> int:
+        """Of a model chunk of `layers` layers."""
+        if recompute is None:
+            return layers * self.whole
+        if recompute.granularity == "full":
+            number = recompute.layers or 1
+            if recompute.method == "block":
+                return (layers - number) * self.whole + number * self.input
+            return layers // number * self.input
+        modules = recompute.modules or ("core_attn",)
+        less = self.attention - self.attention_inputs if "core_attn" in modules else 0
+        less += self.mlp if "mlp" in modules else 0
+        return layers * (self.whole - less)
+
+    def made_again(self, recompute: Recompute | None) -> int:
+        """At a time."""
+        if recompute is None:
+            return 0
+        if recompute.granularity == "full":
+            return self.whole * (1 if recompute.method == "block" else recompute.layers or 1)
+        modules = recompute.modules or ("core_attn",)
+        return max(self.core if "core_attn" in modules else 0, self.mlp if "mlp" in modules else 0)
+
+
+def layer_activations(
+    model: ModelConfig, parallel: ParallelConfig, precision: str, tokens: int, on_gpu: bool
+) -> LayerActivations:
+    """What one of `mcore/stack.py`'s layers of torch keeps of `tokens` tokens of a rank."""
+    hidden, keys = model.hidden_size, model.query_groups * model.head_size
+
+    def split(elements: int) -> int:
+        """Bytes of so many elements a token."""
+        return BYTES[precision] * tokens * elements // parallel.tensor
+
+    core = FP32 * tokens * model.num_heads // parallel.tensor  # a log-sum of each head
+    inputs = split(2 * hidden + 3 * keys)
+    if parallel.context > 1:  # keys and values of all ranks, and the parts that the output is put together from
+        core += split(2 * keys * parallel.context + hidden)
+        attention = core + split(hidden)
+    else:
+        attention = core + inputs
+    residual = BYTES[precision] * _residual(model, parallel, tokens)
+    return LayerActivations(
+        input=residual,
+        norms=2 * _norm_bytes(model, parallel, precision, tokens, on_gpu),
+        linear_inputs=2 * residual,
+        attention_inputs=inputs,
+        attention=attention,
+        core=core,
+        attention_output=split(hidden),
+        mlp=split(5 * model.ffn_hidden_size),
+    )
 
 
 def embedding_activation_bytes(parallel: ParallelConfig, tokens: int) -> int:
@@ -117,7 +182,7 @@ def embedding_activation_bytes(parallel: ParallelConfig, tokens: int) -> int:
 
 
 def head_activation_bytes(
-    model: ModelConfig, parallel: ParallelConfig, precision: str, tokens: int, fused_norm: bool
+    model: ModelConfig, parallel: ParallelConfig, precision: str, tokens: int, on_gpu: bool
 ) -> int:
     """Bytes that final norm, head and loss keep of `tokens` tokens, without logits.
 
@@ -125,7 +190,7 @@ def head_activation_bytes(
     """
     loss = tokens * (INT64 + BOOL)
     head_input = BYTES[precision] * _residual(model, parallel, tokens)
-    return _norm_bytes(model, parallel, precision, tokens, fused_norm) + head_input + loss
+    return _norm_bytes(model, parallel, precision, tokens, on_gpu) + head_input + loss
 
 
 def logit_bytes(model: ModelConfig, parallel: ParallelConfig, precision: str, tokens: int) -> int:
@@ -140,7 +205,7 @@ def chunks_in_flight(parallel: ParallelConfig, stage: int, num_micro_batches: in
     1F1B: a stage runs ahead by the stages after it. Interleaved: the warm-up of Megatron's schedules, twice the stages
     after it and all chunks but one of a group of `pipeline` micro-batches (arXiv 2104.04473, 2205.05198).
     """
-    after, chunks = parallel.pipeline - 1 - stage, virtual_stages(parallel)
+    after, chunks = parallel.pipeline - 1 - stage, parallel.virtual_pipeline
     ahead = after if chunks == 1 else 2 * after + (chunks - 1) * parallel.pipeline
     return min(num_micro_batches * chunks, ahead + 1)
 
@@ -161,19 +226,38 @@ def _norm_bytes(model: ModelConfig, parallel: ParallelConfig, precision: str, to
     return elements * (BYTES[precision] if fused else 2 * FP32) + FP32 * elements // model.hidden_size
 
 
-def _buffer(sizes: list[int], shards: int) -> tuple[int, int]:
-    """Elements of a buffer of these tensors with its padding, and those of tensors in the fullest of its shards."""
-    spans, end = [], 0
-    for size in reversed(sizes):  # Megatron packs in the order of backward
+def _bucket_size(parallel: ParallelConfig, on_gpu: bool) -> int | None:
+    """Elements after which the first chunk of the first stage closes a bucket; None: one bucket holds all."""
+    overlaps, _ = parallel.overlaps(on_gpu)
+    return max(40_000_000, 1_000_000 * parallel.data) if overlaps else None
+
+
+def _buffers(chunks: list[list[int]], parallel: ParallelConfig, bucket_size: int | None) -> tuple[int, int]:
+    """Elements of the buffers of all chunks with their padding, and those of tensors in the fullest share."""
+    shards = optimizer_shards(parallel)
+    total, shares = 0, [0] * shards
+    for number, sizes in enumerate(chunks):
+        for spans in _buckets(sizes, bucket_size if number == 0 else None):
+            elements = _round_up(spans[-1][1], math.lcm(shards, BUFFER_ALIGNMENT))
+            width = elements // shards
+            total += elements
+            for start, end in spans:
+                for shard in range(start // width, (end - 1) // width + 1):
+                    shares[shard] += min(end, (shard + 1) * width) - max(start, shard * width)
+    return total, max(shares)
+
+
+def _buckets(sizes: list[int], bucket_size: int | None) -> list[list[tuple[int, int]]]:
+    """Where each tensor of a buffer begins and ends in its bucket; Megatron packs in the order of backward."""
+    buckets, end = [[]], 0
+    for size in reversed(sizes):
+        if bucket_size is not None and end >= bucket_size:
+            buckets.append([])
+            end = 0
         start = _round_up(end, TENSOR_ALIGNMENT)
         end = start + size
-        spans.append((start, end))
-    total = _round_up(end, math.lcm(shards, BUFFER_ALIGNMENT))
-    width, shares = total // shards, [0] * shards
-    for start, end in spans:
-        for shard in range(start // width, (end - 1) // width + 1):
-            shares[shard] += min(end, (shard + 1) * width) - max(start, shard * width)
-    return total, max(shares)
+        buckets[-1].append((start, end))
+    return buckets
 
 
 def _round_up(number: int, multiple: int) -> int:

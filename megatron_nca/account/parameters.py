@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from megatron_nca.account.layout import virtual_stages
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.parallel import ParallelConfig
 
@@ -45,11 +44,11 @@ def layer_shapes(model: ModelConfig, tensor: int = 1) -> tuple[tuple[int, ...], 
 
 
 def stage_tensors(model: ModelConfig, parallel: ParallelConfig, stage: int) -> list[list[int]]:
-    """Sizes of the tensors of each model chunk (one, or `virtual_stages`) of a rank of that pipeline stage.
+    """Sizes of the tensors of each model chunk (one, or `virtual_pipeline`) of a rank of that pipeline stage.
 
     The embedding is on the first stage's first chunk; final norm and head are on the last stage's last.
     """
-    chunks = virtual_stages(parallel)
+    chunks = parallel.virtual_pipeline
     layers = model.num_layers // (parallel.pipeline * chunks)
     vocabulary = model.padded_vocab_size // parallel.tensor * model.hidden_size
     layer = [math.prod(shape) for shape in layer_shapes(model, parallel.tensor)]

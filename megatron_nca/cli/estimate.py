@@ -84,14 +84,17 @@ def _phase(recipe: object, name: str, arguments: argparse.Namespace) -> dict:
     """All figures of a phase; memory of each pipeline stage."""
     from megatron_nca import plan
     from megatron_nca.account import flops, layout, memory, parameters
+    from megatron_nca.config.parallel import Recompute
+    from megatron_nca.config.schema import to_dict
 
     phase, model = recipe.phases[name], recipe.model_config(name)
     if arguments.world_size is not None:
         phase = dataclasses.replace(phase, parallel=layout.at_world_size(phase.parallel, arguments.world_size))
-    parallel, counted = phase.parallel, parameters.parameters(model)
+    parallel, counted, on_gpu = phase.parallel, parameters.parameters(model), arguments.device != "cpu"
     micro_batches = phase.global_batch_size // (phase.micro_batch_size * parallel.data)
-    stages = memory.memory(
-        model, parallel, phase.precision, phase.micro_batch_size, micro_batches, fused_norm=arguments.device != "cpu"
+    stages, fully = (
+        memory.memory(model, split, phase.precision, phase.micro_batch_size, micro_batches, on_gpu=on_gpu)
+        for split in (parallel, dataclasses.replace(parallel, recompute=Recompute(granularity="full")))
     )
     tokens = plan.phase_tokens(recipe, name)
     total = flops.flops_per_token(model) * tokens
@@ -104,21 +107,26 @@ def _phase(recipe: object, name: str, arguments: argparse.Namespace) -> dict:
         "vocab_size": model.vocab_size,
         "padded_vocab_size": model.padded_vocab_size,
         "precision": phase.precision,
+        "fp8": phase.fp8,
         "iterations": phase.iterations,
         "sequences_per_iteration": phase.global_batch_size,
+        "sequence_length": model.sequence_length,
         "tokens": tokens,
         "layout": {
             "tensor": parallel.tensor,
             "pipeline": parallel.pipeline,
-            "context": layout.context_ranks(parallel),
+            "virtual_pipeline": parallel.virtual_pipeline,
+            "context": parallel.context,
             "data": parallel.data,
             "devices": parallel.world_size,
+            "sequence_parallel": parallel.sequence_parallel,
+            "recompute": to_dict(parallel.recompute),
             "micro_batches": micro_batches,
             "micro_batch_size": phase.micro_batch_size,
         },
         "memory_bytes": [
-            {**dataclasses.asdict(stage), "total": stage.total(), "total_recomputed": stage.total(recompute=True)}
-            for stage in stages
+            {**dataclasses.asdict(stage), "total": stage.total, "total_recomputed_in_full": less.total}
+            for stage, less in zip(stages, fully, strict=True)
         ],
         "flops_per_token": flops.flops_per_token(model),
         "flops": total,
@@ -127,15 +135,20 @@ def _phase(recipe: object, name: str, arguments: argparse.Namespace) -> dict:
         "checkpoint_bytes": counted.total * per_parameter,
     }
     if arguments.build:
-        figures["built"] = _build(model, phase, arguments.rank, stages)
+        figures["built"] = _build(model, phase, arguments.rank, micro_batches)
     return figures
 
 
-def _build(model: object, phase: object, rank: int, stages: tuple) -> dict:
+def _build(model: object, phase: object, rank: int, micro_batches: int) -> dict:
     """What one rank holds when it is built, and whether the formulas say the same of its stage."""
+    import torch
+
+    from megatron_nca.account.memory import memory
     from megatron_nca.mcore import lone_rank
 
     built = dataclasses.asdict(lone_rank.build(model, phase, rank))
+    here = {"on_gpu": torch.cuda.is_available()}  # it is built as it would be on this machine
+    stages = memory(model, phase.parallel, phase.precision, phase.micro_batch_size, micro_batches, **here)
     stage = stages[built["stage"]]
     exact = all(built[part] == getattr(stage, part) for part in ("parameters", "weights", "gradients"))
     # A share of the weights may hold padding where the fullest one, which the formula gives, holds none.
@@ -183,21 +196,25 @@ def _in_words(figures: dict) -> list[str]:
 def _phase_in_words(name: str, phase: dict, figures: dict) -> list[str]:
     counted, layout, device = phase["parameters"], phase["layout"], figures["device"]
     tokens, batch = phase["tokens"], phase["sequences_per_iteration"]
+    batch = f"{batch:,}" if tokens == phase["iterations"] * batch * phase["sequence_length"] else f"up to {batch:,}"
+    split = " x ".join(f"{axis} {layout[axis]}" for axis in ("tensor", "pipeline", "context", "data"))
+    also = {"virtual_pipeline": layout["virtual_pipeline"] > 1, "sequence_parallel": layout["sequence_parallel"]}
+    also = "".join(f", {axis} {layout[axis]}" for axis, there in also.items() if there)
     if phase["peak_flops"] is None:
         time = f"not known: a {device['name']} has no rated peak; give --peak-tflops"
     else:
         hours, rate = phase["device_hours"], phase["peak_flops"] / 1e12
+        precision = f"{phase['precision']}{', fp8 not counted' if phase['fp8'] else ''}"
         time = (
-            f"{_hours(hours)} at {100 * figures['mfu']:g} % of {rate:g} TFLOP/s ({device['name']}, "
-            f"{phase['precision']}), {_hours(hours / layout['devices'])} h on {layout['devices']:,} devices"
+            f"{_hours(hours)} at {100 * figures['mfu']:g} % of {rate:g} TFLOP/s ({device['name']}, {precision}), "
+            f"{_hours(hours / layout['devices'])} h on {layout['devices']:,} devices"
         )
     return [
-        f"phase {name}: {phase['iterations']:,} iterations of {batch:,} sequences, {tokens:,} tokens",
+        f"phase {name}: {phase['iterations']:,} iterations of {batch} sequences, {tokens:,} tokens",
         f"  parameters    {counted['total']:,}; {counted['without_vocabulary']:,} without embedding and head of "
         f"{phase['padded_vocab_size']:,} rows each ({phase['vocab_size']:,} in use)",
-        f"  layout        tensor {layout['tensor']} x pipeline {layout['pipeline']} x context {layout['context']} x "
-        f"data {layout['data']} = {layout['devices']:,} devices; micro-batches of {layout['micro_batch_size']}, "
-        f"{layout['micro_batches']} an iteration",
+        f"  layout        {split} = {layout['devices']:,} devices{also}; micro-batches of "
+        f"{layout['micro_batch_size']}, {layout['micro_batches']} an iteration",
         *_memory_in_words(phase, device),
         f"  operations    {phase['flops_per_token']:,} FLOPs a token, {phase['flops']:.4g} in all",
         f"  device-hours  {time}",
@@ -213,7 +230,7 @@ PARTS = {
     "main_weights": "fp32 main weights, share",
     "moments": "Adam's moments, share",
     "activations": "activations",
-    "activations_recomputed": "  or recomputed",
+    "recomputed": "  recomputed at a time",
     "logits": "logits and cross-entropy",
 }
 
@@ -221,11 +238,13 @@ PARTS = {
 def _memory_in_words(phase: dict, device: dict) -> list[str]:
     stage = max(phase["memory_bytes"], key=lambda stage: stage["total"])
     lines = [f"  memory        of a device of stage {stage['stage']}, the fullest of {len(phase['memory_bytes'])}:"]
-    lines += [f"    {words:<26}{_gib(stage[part])}" for part, words in PARTS.items()]
-    totals = f"{_gib(stage['total'])}, recomputed {_gib(stage['total_recomputed']).strip()}"
+    lines += [f"    {words:<26}{_gib(stage[part])}" for part, words in PARTS.items() if stage[part]]
+    totals, less = _gib(stage["total"]), stage["total_recomputed_in_full"]
+    if phase["layout"]["recompute"] is None:
+        totals += f", {_gib(less).strip()} with recompute full"
     if device["memory_bytes"] is not None:
         fits = "" if stage["total"] <= device["memory_bytes"] else " DOES NOT FIT"
-        fits += " even recomputed" if stage["total_recomputed"] > device["memory_bytes"] else ""
+        fits += " even with recompute full" if less > device["memory_bytes"] else ""
         totals += f", of {_gib(device['memory_bytes']).strip()}{fits}"
     return [*lines, f"    {'in all':<26}{totals}"]
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_nca.account import devices, flops, layout, memory, parameters
 from megatron_nca.config.model import ModelShape
-from megatron_nca.config.parallel import ParallelConfig
+from megatron_nca.config.parallel import ParallelConfig, Recompute
 from megatron_nca.errors import ConfigError
 from megatron_nca.initialise import tensor_table
 from megatron_nca.mcore.model_reference import LlamaReference
@@ -119,13 +119,21 @@ def test_micro_batches_in_flight_by_walking_the_schedule(stages, micro_batches):
 
 def test_recomputation_and_sequence_parallelism_keep_less():
     deep, wide = dataclasses.replace(SMALL, num_layers=12), ParallelConfig(tensor=2, pipeline=3)
-    split = dataclasses.replace(wide, sequence_parallel=True)
-    by_layout = [memory.memory(deep, parallel, "bf16", 2, 8) for parallel in (wide, split)]
-    for whole, less in zip(*by_layout, strict=True):
-        assert less.activations < whole.activations
-        assert whole.total(recompute=True) < whole.total()
-        assert less.weights == whole.weights
-    assert [stage.logits > 0 for stage in by_layout[0]] == [False, False, True]
+    changes = (
+        {"sequence_parallel": True},
+        {"recompute": Recompute(granularity="full")},
+        {"recompute": Recompute(granularity="full", method="block", layers=2)},
+        {"recompute": Recompute(granularity="selective", modules=("mlp",))},
+        {"context": 2},
+    )
+    plain = memory.memory(deep, wide, "bf16", 2, 8)
+    for change in changes:
+        other = memory.memory(deep, dataclasses.replace(wide, **change), "bf16", 2, 8)
+        for stage, less in zip(plain, other, strict=True):
+            assert less.activations + less.recomputed < stage.activations, change
+            assert (less.recomputed > 0) == ("recompute" in change)
+            assert less.weights == stage.weights and less.total < stage.total
+    assert [stage.logits > 0 for stage in plain] == [False, False, True]
 
 
 def test_optimizer_states_are_shared_out_and_gradients_are_not():

@@ -59,8 +59,28 @@ def test_words_say_what_fits_and_what_is_not_known(recipe, capsys):
     assert "of 989.4 TFLOP/s (NVIDIA H100 SXM, bf16)" in said and "FIT" not in said
     assert main(["estimate", recipe, "--phase", "text", "--device", "cpu", "--memory-gib", "0.0001"]) == 0
     said = capsys.readouterr().out
-    assert "DOES NOT FIT even recomputed" in said
+    assert "DOES NOT FIT even with recompute full" in said
     assert "not known: a CPU has no rated peak; give --peak-tflops" in said
+
+
+def test_recomputation_is_counted_as_it_is_set(recipe, capsys):
+    words = [recipe, "--phase", "text", "--device", "cpu"]
+    plain = figures(capsys, *words)["phases"]["text"]
+    full = figures(capsys, *words, "phases.text.parallel.recompute={granularity: full}")["phases"]["text"]
+    assert (plain["layout"]["recompute"], full["layout"]["recompute"]["granularity"]) == (None, "full")
+    [before], [after] = plain["memory_bytes"], full["memory_bytes"]
+    assert before["total_recomputed_in_full"] == after["total_recomputed_in_full"] == after["total"] < before["total"]
+    assert (before["recomputed"], after["activations"] < before["activations"]) == (0, True)
+    assert main(["estimate", *words]) == 0
+    assert "with recompute full" in capsys.readouterr().out
+
+
+def test_a_growing_batch_is_counted_as_it_grows(recipe, capsys):
+    words = [recipe, "--phase", "text", "phases.text.rampup_batch_size=[4, 4, 24]"]
+    text = figures(capsys, *words)["phases"]["text"]
+    assert text["tokens"] < 6 * 16 * 64 and text["flops"] == text["tokens"] * text["flops_per_token"]
+    assert main(["estimate", *words]) == 0
+    assert "6 iterations of up to 16 sequences" in capsys.readouterr().out
 
 
 def test_a_built_rank_is_compared_with_the_formulas(recipe, capsys, monkeypatch):
