@@ -1,5 +1,6 @@
 """Looks at the machine that this runs on. Whatever may crash or hang is looked at from a process of its own."""
 
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
@@ -92,7 +93,8 @@ def _is_there(module: str) -> bool:
         return spec is not None
     folders = [Path(place, *rest.split(".")[:-1]) for place in spec.submodule_search_locations or ()]
     leaf = rest.split(".")[-1]
-    return any((folder / leaf).is_dir() or any(folder.glob(f"{leaf}.*")) for folder in folders)
+    names = [leaf, *(leaf + suffix for suffix in importlib.machinery.all_suffixes())]  # a stub, .pyi, is no module
+    return any((folder / name).exists() for folder in folders for name in names)
 
 
 def _version(distribution: str) -> str | None:

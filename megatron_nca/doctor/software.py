@@ -117,7 +117,8 @@ def generator(machine: Machine) -> Finding:
     attempt = machine.imports["megatron_nca.ops"]
     build = "pip install --no-build-isolation -e . in the project's folder; it needs g++ and zlib1g-dev."
     if not attempt.loads:
-        return problem("generator", f"the compiled module does not load: {attempt.error}", build)
+        error = (attempt.error or "not installed").partition(" Cure:")[0]  # the message of ops.py has its own
+        return problem("generator", f"the compiled module does not load: {error}", build)
     kernels = ", ".join(machine.kernels)
     if machine.kernels == ("portable",) and machine.processor == "x86_64":
         return note("generator", "only the portable kernel: this processor has no AVX2, so it is slow.")
