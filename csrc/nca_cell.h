@@ -91,18 +91,16 @@ NCA_FN void cell_logits(const RuleTables& rule, const Real (&features)[NUM_FEATU
   logit_block<Real, S, 0>(rule, hidden, logits);
 }
 
-// What a cell's best logit and its rivals come to: the sum of TALLY_ONE + s over the states s whose logit is at least
-// `least`. With one such state, the best, its low byte is the state; with more of them the cell is to be sampled.
-constexpr int TALLY_ONE = 256;
-
+// The states of a cell whose logits are no more than `window` below the best: bit s tells of state s. Of a cell with one such
+// state, the best, that is the outcome; the others are to be sampled.
 template <class Real, int S>
-NCA_FN typename Real::Tally cell_tally(const float (&logits)[S][TILE_CELLS<Real>], int first, float window) {
+NCA_FN typename Real::Rivals cell_rivals(const float (&logits)[S][TILE_CELLS<Real>], int first, float window) {
   Real best = Real::load(&logits[0][first]);
   for (int s = 1; s < S; ++s) best = larger(best, Real::load(&logits[s][first]));
   const Real least = best - window;
-  typename Real::Tally tally{};
-  for (int s = 0; s < S; ++s) tally = add_where_at_least(tally, Real::load(&logits[s][first]), least, TALLY_ONE + s);
-  return tally;
+  typename Real::Rivals rivals{};
+  for (int s = 0; s < S; ++s) rivals = add_where_at_least(rivals, Real::load(&logits[s][first]), least, 1 << s);
+  return rivals;
 }
 
 // Categorical sample of softmax(logits / T) by inversion, over the logits within the window of the best. The best is

@@ -32,8 +32,11 @@ struct Lanes {
   static constexpr int WIDTH = 8;
   static constexpr int PACK = 2, BLOCK = 5;  // 10 sums, 2 hidden values and a weight in 16 registers
   __m256 value;
-  struct Tally {
+  struct Rivals {
     __m256i value;
+    __attribute__((always_inline)) void store(int32_t* to) const {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to), value);
+    }
   };
 
   NCA_LANE Lanes broadcast(float value) { return {_mm256_set1_ps(value)}; }
@@ -47,16 +50,25 @@ struct Lanes {
     out[2].value = _mm256_shuffle_ps(high01, high23, 0x44);
     out[3].value = _mm256_shuffle_ps(high01, high23, 0xEE);
   }
-  // New states for old; bit i of the masks tells of cell i.
-  NCA_LANE void store_states(const Tally (&tally)[PACK], uint8_t* states, unsigned& changed, unsigned& doubtful) {
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(tally[0].value, tally[1].value), 0xD8);
-    const __m256i several = _mm256_cmpgt_epi16(words, _mm256_set1_epi16(2 * TALLY_ONE - 1));
-    const __m256i state = _mm256_and_si256(words, _mm256_set1_epi16(TALLY_ONE - 1));
+  // The place of the highest bit, which is the exponent of the number as a float.
+  NCA_LANE __m256i highest_bit(__m256i bits) {
+    return _mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(bits)), 23),
+                            _mm256_set1_epi32(127));
+  }
+  NCA_LANE __m256i pack(__m256i a, __m256i b) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8); }
+  // New states for old, of cells with one rival; bit i of the masks tells of cell i.
+  NCA_LANE void store_states(const Rivals (&rivals)[PACK], uint8_t* states, CellMask& changed, CellMask& doubtful) {
+    const __m256i bits[PACK] = {rivals[0].value, rivals[1].value};
+    const __m256i state = pack(highest_bit(bits[0]), highest_bit(bits[1])), ones = _mm256_set1_epi32(-1);
+    const __m256i single = pack(_mm256_cmpeq_epi32(_mm256_and_si256(bits[0], _mm256_add_epi32(bits[0], ones)),
+                                                   _mm256_setzero_si256()),
+                                _mm256_cmpeq_epi32(_mm256_and_si256(bits[1], _mm256_add_epi32(bits[1], ones)),
+                                                   _mm256_setzero_si256()));
     const __m128i now = _mm_packus_epi16(_mm256_castsi256_si128(state), _mm256_extracti128_si256(state, 1));
-    const __m128i more = _mm_packs_epi16(_mm256_castsi256_si128(several), _mm256_extracti128_si256(several, 1));
+    const __m128i sure = _mm_packs_epi16(_mm256_castsi256_si128(single), _mm256_extracti128_si256(single, 1));
     __m128i* place = reinterpret_cast<__m128i*>(states);
-    changed = ~static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(now, _mm_loadu_si128(place))));
-    doubtful = static_cast<unsigned>(_mm_movemask_epi8(more));
+    changed = 0xFFFF ^ static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(now, _mm_loadu_si128(place))));
+    doubtful = 0xFFFF ^ static_cast<unsigned>(_mm_movemask_epi8(sure));
     _mm_storeu_si128(place, now);
   }
   __attribute__((always_inline)) void store(float* to) const { _mm256_store_ps(to, value); }
@@ -66,9 +78,9 @@ NCA_LANE Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm256_fmadd_ps(a.value,
 NCA_LANE Lanes larger(Lanes a, Lanes b) { return {_mm256_max_ps(a.value, b.value)}; }
 NCA_LANE Lanes positive_part(Lanes a) { return {_mm256_max_ps(a.value, _mm256_setzero_ps())}; }
 NCA_LANE Lanes operator-(Lanes a, float b) { return {_mm256_sub_ps(a.value, _mm256_set1_ps(b))}; }
-NCA_LANE Lanes::Tally add_where_at_least(Lanes::Tally tally, Lanes logit, Lanes least, int what) {
+NCA_LANE Lanes::Rivals add_where_at_least(Lanes::Rivals rivals, Lanes logit, Lanes least, int what) {
   const __m256i mask = _mm256_castps_si256(_mm256_cmp_ps(logit.value, least.value, _CMP_GE_OQ));
-  return {_mm256_add_epi32(tally.value, _mm256_and_si256(mask, _mm256_set1_epi32(what)))};
+  return {_mm256_add_epi32(rivals.value, _mm256_and_si256(mask, _mm256_set1_epi32(what)))};
 }
 
 struct Slots {

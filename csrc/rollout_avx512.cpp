@@ -11,21 +11,27 @@ namespace avx512 {
 
 struct Lanes {
   static constexpr int WIDTH = 16;
-  static constexpr int PACK = 1, BLOCK = 16;  // 32 registers hold all sums; 12x12 cells are nine vectors
+  static constexpr int PACK = 3, BLOCK = 5;  // 15 sums, 3 hidden values and a weight; 12x12 cells are three tiles
   __m512 value;
-  struct Tally {
+  struct Rivals {
     __m512i value;
+    __attribute__((always_inline)) void store(int32_t* to) const { _mm512_store_si512(to, value); }
   };
 
   NCA_LANE Lanes broadcast(float value) { return {_mm512_set1_ps(value)}; }
   NCA_LANE Lanes load(const float* from) { return {_mm512_load_ps(from)}; }
-  // New states for old; bit i of the masks tells of cell i.
-  NCA_LANE void store_states(const Tally (&tally)[PACK], uint8_t* states, unsigned& changed, unsigned& doubtful) {
-    const __m128i now = _mm512_cvtepi32_epi8(tally[0].value);
-    __m128i* place = reinterpret_cast<__m128i*>(states);
-    changed = ~static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(now, _mm_loadu_si128(place))));
-    doubtful = _mm512_cmpgt_epi32_mask(tally[0].value, _mm512_set1_epi32(2 * TALLY_ONE - 1));
-    _mm_storeu_si128(place, now);
+  // New states for old, of cells with one rival; bit i of the masks tells of cell i.
+  NCA_LANE void store_states(const Rivals (&rivals)[PACK], uint8_t* states, CellMask& changed, CellMask& doubtful) {
+    changed = doubtful = 0;
+    for (int p = 0; p < PACK; ++p) {
+      const __m512i bits = rivals[p].value, all_but_last = _mm512_add_epi32(bits, _mm512_set1_epi32(-1));
+      const __m512i last = _mm512_sub_epi32(_mm512_set1_epi32(31), _mm512_lzcnt_epi32(bits));
+      const __m128i now = _mm512_cvtepi32_epi8(last);
+      __m128i* place = reinterpret_cast<__m128i*>(states + p * WIDTH);
+      changed |= static_cast<CellMask>(_mm_cmpneq_epi8_mask(now, _mm_loadu_si128(place))) << p * WIDTH;
+      doubtful |= static_cast<CellMask>(_mm512_test_epi32_mask(bits, all_but_last)) << p * WIDTH;
+      _mm_storeu_si128(place, now);
+    }
   }
   __attribute__((always_inline)) void store(float* to) const { _mm512_store_ps(to, value); }
 };
@@ -34,9 +40,9 @@ NCA_LANE Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.value,
 NCA_LANE Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.value, b.value)}; }
 NCA_LANE Lanes positive_part(Lanes a) { return {_mm512_max_ps(a.value, _mm512_setzero_ps())}; }
 NCA_LANE Lanes operator-(Lanes a, float b) { return {_mm512_sub_ps(a.value, _mm512_set1_ps(b))}; }
-NCA_LANE Lanes::Tally add_where_at_least(Lanes::Tally tally, Lanes logit, Lanes least, int what) {
+NCA_LANE Lanes::Rivals add_where_at_least(Lanes::Rivals rivals, Lanes logit, Lanes least, int what) {
   const __mmask16 mask = _mm512_cmp_ps_mask(logit.value, least.value, _CMP_GE_OQ);
-  return {_mm512_mask_add_epi32(tally.value, mask, tally.value, _mm512_set1_epi32(what))};
+  return {_mm512_mask_add_epi32(rivals.value, mask, rivals.value, _mm512_set1_epi32(what))};
 }
 
 // A row of three states as three nibbles: a lookup of sixteen cells in a register reads the low four bits of each lane.
@@ -57,21 +63,28 @@ static void fill_tables(RuleTables& rule) {
 // Rows are summed (left + centre) + right, then top to bottom onto the bias.
 NCA_LANE void gather_features(const Grid& grid, const RuleTables& rule, int first,
                               Lanes (&by_feature)[NUM_FEATURES][Lanes::PACK]) {
-  __m512 sum[NUM_FEATURES];
-  for (int k = 0; k < NUM_FEATURES; ++k) sum[k] = _mm512_set1_ps(rule.feature_bias.value[k]);
+  constexpr int PACK = Lanes::PACK;
+  for (int k = 0; k < NUM_FEATURES; ++k) {
+    for (int p = 0; p < PACK; ++p) by_feature[k][p].value = _mm512_set1_ps(rule.feature_bias.value[k]);
+  }
+  NCA_ROLLED
   for (int row = 0; row < NUM_ROWS; ++row) {
-    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(grid.rows + first + row * grid.width));
-    const __m512i left = _mm512_cvtepu16_epi32(codes);
-    const __m512i centre = _mm512_srli_epi32(left, 4), right = _mm512_srli_epi32(left, 8);
+    __m512i left[PACK], centre[PACK], right[PACK];
+    const uint16_t* codes = grid.rows + first + row * grid.width;
+    for (int p = 0; p < PACK; ++p) {
+      left[p] = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 16 * p)));
+      centre[p] = _mm512_srli_epi32(left[p], 4);
+      right[p] = _mm512_srli_epi32(left[p], 8);
+    }
     for (int k = 0; k < NUM_FEATURES; ++k) {
-      const auto look_up = [&](__m512i states, int neighbour) __attribute__((always_inline)) {
-        return _mm512_permutexvar_ps(states, _mm512_load_ps(rule.plane[3 * row + neighbour][k]));
-      };
-      const __m512 pair = _mm512_add_ps(look_up(left, 0), look_up(centre, 1));
-      sum[k] = _mm512_add_ps(sum[k], _mm512_add_ps(pair, look_up(right, 2)));
+      const __m512 a = _mm512_load_ps(rule.plane[3 * row][k]), b = _mm512_load_ps(rule.plane[3 * row + 1][k]),
+                   c = _mm512_load_ps(rule.plane[3 * row + 2][k]);
+      for (int p = 0; p < PACK; ++p) {
+        const __m512 pair = _mm512_add_ps(_mm512_permutexvar_ps(left[p], a), _mm512_permutexvar_ps(centre[p], b));
+        by_feature[k][p].value = _mm512_add_ps(by_feature[k][p].value, _mm512_add_ps(pair, _mm512_permutexvar_ps(right[p], c)));
+      }
     }
   }
-  for (int k = 0; k < NUM_FEATURES; ++k) by_feature[k][0].value = sum[k];
 }
 
 struct Slots {

@@ -11,15 +11,18 @@
 
 namespace nca {
 
-// Vectors read and write past the ends of rows: the arrays of a grid have room for so many elements more.
+// Vectors read and write past the ends: the arrays of a grid have room for so many elements more, states also before
+// the first.
 constexpr int SLACK = 64;
+
+typedef uint64_t CellMask;  // a bit a cell
 
 // The shape of a grid, and the room that an update works in.
 struct Grid {
   int num_states;
   int height;
   int width;
-  uint8_t* bordered;  // height x (width + 2): each row between the cells that it wraps to
+  const uint8_t *at_left, *at_right;  // of each cell 0xFF if it stands in the first column, in the last, else 0
   uint16_t* rows;     // (height + 2) x width row codes; the first row is the last of the grid, the last the first
 
   int cells() const { return height * width; }

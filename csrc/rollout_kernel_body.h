@@ -1,64 +1,78 @@
 // The body of a kernel, for the instruction set whose file includes it. That file defines, in its own namespace,
-// `Lanes`: WIDTH cells with broadcast, load, store, their Tally, store_states, PACK and BLOCK (nca_cell.h); `Slots`:
+// `Lanes`: WIDTH cells with broadcast, load, store, their Rivals, store_states, PACK and BLOCK (nca_cell.h); `Slots`:
 // COUNT words of 32 bits with room for a product; the free functions on these; and how rows of the neighbourhood are
 // looked up: `row_code` of three states, `fill_tables` and `gather_features` (rollout_row_tables.h or its own).
 
-constexpr int TILE = TILE_CELLS<Lanes>;  // cells that are worked on together
+constexpr int TILE = TILE_CELLS<Lanes>;  // cells that are worked on together; a CellMask has a bit for each
 
-// cell_sample with the states side by side and without branches: the cells that come here differ in which states count.
+// cell_sample without a branch a state, of the states whose bits are set in `rivals`, two or more. Others add nothing to
+// the sums, and the last state is what remains.
 template <int S>
-static inline uint8_t sample_states(const float (&logits)[S][TILE], int cell, const Sampling& sampling, uint32_t bits) {
-  alignas(64) float logit[MAX_STATES], scaled[MAX_STATES], mass[MAX_STATES];
-  float cumulative[S];
-  for (int s = 0; s < MAX_STATES; ++s) logit[s] = logits[s < S ? s : 0][cell];
-  float best = logit[0];
-  for (int s = 1; s < S; ++s) best = logit[s] > best ? logit[s] : best;
-  const float least = best - sampling.window;
-  for (int s = 0; s < MAX_STATES; ++s) {
-    scaled[s] = (logit[s] >= least ? logit[s] - best : 0.0f) * sampling.inverse_temperature;
+static inline uint8_t sample_rivals(const float (&logits)[S][TILE], int cell, unsigned rivals, const Sampling& sampling,
+                                    uint32_t bits) {
+  float best = logits[__builtin_ctz(rivals)][cell], total = 0.0f, cumulative[S];
+  for (unsigned left = rivals & (rivals - 1); left; left &= left - 1) {
+    const float logit = logits[__builtin_ctz(left)][cell];
+    best = logit > best ? logit : best;
   }
-  for (int s = 0; s < MAX_STATES; ++s) mass[s] = exp32(scaled[s]);
-  for (int s = 0; s < MAX_STATES; ++s) mass[s] = logit[s] >= least ? mass[s] : 0.0f;
-  float total = 0.0f;
-  for (int s = 0; s < S; ++s) cumulative[s] = total += mass[s];
+  int count = 0;
+  for (unsigned left = rivals; left; left &= left - 1) {
+    const float logit = logits[__builtin_ctz(left)][cell];
+    cumulative[count++] = total += exp32((logit - best) * sampling.inverse_temperature);
+  }
   const float target = unit_uniform(bits) * total;
-  int state = 0;
-  for (int s = 0; s + 1 < S; ++s) state += cumulative[s] <= target;
-  return static_cast<uint8_t>(state);
+  for (int i = 0; i < count; ++i, rivals &= rivals - 1) {
+    if (cumulative[i] > target) return static_cast<uint8_t>(__builtin_ctz(rivals));
+  }
+  return S - 1;
+}
+
+// The same of two rivals, which is nearly always so, without any branch.
+template <int S>
+static inline uint8_t sample_two(const float (&logits)[S][TILE], int cell, unsigned rivals, const Sampling& sampling,
+                                 uint32_t bits) {
+  const int first = __builtin_ctz(rivals), second = 31 - __builtin_clz(rivals);
+  const float a = logits[first][cell], b = logits[second][cell], best = b > a ? b : a;
+  const float mass = exp32((a - best) * sampling.inverse_temperature);
+  const float total = mass + exp32((b - best) * sampling.inverse_temperature);
+  const float target = unit_uniform(bits) * total;
+  const int second_or_last = total > target ? second : S - 1;
+  return static_cast<uint8_t>(mass > target ? first : second_or_last);
 }
 
 // Draws the cells of a tile whose best state is not alone within the window.
 template <int S>
 static __attribute__((noinline)) void sample_doubtful(const Sampling& sampling, const Stream& noise, uint32_t step,
-                                                      int first, unsigned doubtful, const float (&logits)[S][TILE],
-                                                      uint8_t* states) {
+                                                      int first, CellMask doubtful, const Lanes::Rivals (&of_cells)[Lanes::PACK],
+                                                      const float (&logits)[S][TILE], uint8_t* states) {
+  alignas(64) int32_t rivals[TILE];
+  for (int p = 0; p < Lanes::PACK; ++p) of_cells[p].store(rivals + p * Lanes::WIDTH);
   for (; doubtful; doubtful &= doubtful - 1) {
-    const int cell = __builtin_ctz(doubtful);
+    const int cell = __builtin_ctzll(doubtful);
+    const unsigned here = static_cast<unsigned>(rivals[cell]), more = here & (here - 1);
     const uint32_t bits = bits_at(noise, step, static_cast<uint32_t>(first + cell)).word[0];
-    states[first + cell] = sample_states<S>(logits, cell, sampling, bits);
+    states[first + cell] = __builtin_expect((more & (more - 1)) == 0, 1)
+                               ? sample_two<S>(logits, cell, here, sampling, bits)
+                               : sample_rivals<S>(logits, cell, here, sampling, bits);
   }
 }
 
-// The code of every cell's row of three states, rows in chunks of a fixed length that the next row overwrites.
+// The code of every cell's row of three states, and before the first row of cells the last one's, after the last the
+// first one's. Columns wrap; what codes past the end come to does not matter.
 template <int S>
 static inline void code_rows(const Grid& grid, const uint8_t* states) {
-  constexpr int CHUNK = 16;
-  static_assert(CHUNK <= SLACK, "");
-  const int height = grid.height, width = grid.width, stride = width + 2;
-  for (int y = 0; y < height; ++y) {
-    const uint8_t* row = states + y * width;
-    uint8_t* to = grid.bordered + y * stride;
-    for (int x = 0; x < width; x += CHUNK) memcpy(to + 1 + x, row + x, CHUNK);
-    to[0] = row[width - 1];
-    to[width + 1] = row[0];
-  }
-  for (int y = -1; y <= height; ++y) {
-    const uint8_t* row = grid.bordered + (y < 0 ? height - 1 : y < height ? y : 0) * stride;
-    uint16_t* __restrict__ to = grid.rows + (y + 1) * width;
-    for (int x = 0; x < width; x += CHUNK) {
-      for (int i = x; i < x + CHUNK; ++i) to[i] = row_code<S>(row[i], row[i + 1], row[i + 2]);
+  const int cells = grid.cells(), width = grid.width;
+  const uint8_t *__restrict__ at_left = grid.at_left, *__restrict__ at_right = grid.at_right;
+  uint16_t* __restrict__ codes = grid.rows + width;
+  for (int first = 0; first < cells; first += SLACK) {
+    for (int i = first; i < first + SLACK; ++i) {
+      const uint8_t left = (states[i - 1] & ~at_left[i]) | (states[i + width - 1] & at_left[i]);
+      const uint8_t right = (states[i + 1] & ~at_right[i]) | (states[i - width + 1] & at_right[i]);
+      codes[i] = row_code<S>(left, states[i], right);
     }
   }
+  memcpy(grid.rows, codes + cells - width, static_cast<size_t>(width) * sizeof *codes);
+  memcpy(codes + cells, codes, static_cast<size_t>(width) * sizeof *codes);
 }
 
 template <int S>
@@ -70,19 +84,19 @@ static bool step_states(const Grid& grid, const RuleTables& rule, const Sampling
   for (int first = 0; first < cells; first += TILE) {
     alignas(64) float logits[S][TILE];
     Lanes by_feature[NUM_FEATURES][Lanes::PACK];
-    Lanes::Tally tally[Lanes::PACK];
+    Lanes::Rivals rivals[Lanes::PACK];
     gather_features(grid, rule, first, by_feature);
     cell_logits<Lanes, S>(rule, by_feature, logits);
     if (sampling.identity_bias != 0.0f) {  // logits of the present states rise
       for (int cell = 0; cell < TILE; ++cell) logits[states[first + cell]][cell] += sampling.identity_bias;
     }
-    for (int p = 0; p < Lanes::PACK; ++p) tally[p] = cell_tally<Lanes, S>(logits, p * Lanes::WIDTH, sampling.window);
-    const unsigned inside = ~0u >> (32 - (cells - first < TILE ? cells - first : TILE));
-    unsigned changed, doubtful;
-    Lanes::store_states(tally, states + first, changed, doubtful);
+    for (int p = 0; p < Lanes::PACK; ++p) rivals[p] = cell_rivals<Lanes, S>(logits, p * Lanes::WIDTH, sampling.window);
+    const CellMask inside = ~CellMask{0} >> (64 - (cells - first < TILE ? cells - first : TILE));
+    CellMask changed, doubtful;
+    Lanes::store_states(rivals, states + first, changed, doubtful);
     settled &= ((changed | doubtful) & inside) == 0;
     if (__builtin_expect((doubtful & inside) != 0, 0)) {
-      sample_doubtful<S>(sampling, noise, step, first, doubtful & inside, logits, states);
+      sample_doubtful<S>(sampling, noise, step, first, doubtful & inside, rivals, logits, states);
     }
   }
   memset(states + cells, 0, SLACK);  // what cells past the end came to need not be a state

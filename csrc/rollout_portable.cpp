@@ -24,7 +24,10 @@ static inline Row add(Row a, const Row& b) {
 struct Lanes {
   static constexpr int WIDTH = 1;
   static constexpr int PACK = 1, BLOCK = 16;
-  typedef int Tally;
+  struct Rivals {
+    int32_t value;
+    void store(int32_t* to) const { *to = value; }
+  };
   float value;
 
   static Lanes broadcast(float value) { return {value}; }
@@ -32,10 +35,10 @@ struct Lanes {
   static void transpose(const Row (&rows)[1], Lanes (&out)[NUM_FEATURES]) {
     for (int k = 0; k < NUM_FEATURES; ++k) out[k].value = rows[0].features.value[k];
   }
-  static void store_states(const Tally (&tally)[PACK], uint8_t* state, unsigned& changed, unsigned& doubtful) {
-    const uint8_t now = static_cast<uint8_t>(tally[0] % TALLY_ONE);
+  static void store_states(const Rivals (&rivals)[PACK], uint8_t* state, CellMask& changed, CellMask& doubtful) {
+    const uint8_t now = static_cast<uint8_t>(31 - __builtin_clz(static_cast<unsigned>(rivals[0].value)));
     changed = now != *state;
-    doubtful = tally[0] >= 2 * TALLY_ONE;
+    doubtful = (rivals[0].value & (rivals[0].value - 1)) != 0;
     *state = now;
   }
   void store(float* to) const { *to = value; }
@@ -45,8 +48,8 @@ static inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {fma32(a.value, b.va
 static inline Lanes larger(Lanes a, Lanes b) { return {a.value > b.value ? a.value : b.value}; }
 static inline Lanes positive_part(Lanes a) { return {a.value > 0.0f ? a.value : 0.0f}; }
 static inline Lanes operator-(Lanes a, float b) { return {a.value - b}; }
-static inline int add_where_at_least(int tally, Lanes logit, Lanes least, int what) {
-  return tally + (logit.value >= least.value ? what : 0);
+static inline Lanes::Rivals add_where_at_least(Lanes::Rivals rivals, Lanes logit, Lanes least, int what) {
+  return {rivals.value + (logit.value >= least.value ? what : 0)};
 }
 
 struct Slots {

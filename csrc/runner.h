@@ -24,12 +24,12 @@ class Runner {
 
   void advance(int steps, const Stream& noise);
 
-  const uint8_t* states() const { return states_.data(); }
+  const uint8_t* states() const { return states_.data() + SLACK; }
 
   // Writes the tokens of the states, between delimiters if asked for, and returns the place after them.
   template <class Token>
   Token* put_tokens(bool delimiters, Token* out) {
-    kernel_.tokens(grid_, params_.patch, states_.data(), tokens_.data());
+    kernel_.tokens(grid_, params_.patch, states(), tokens_.data());
     if (delimiters) *out++ = static_cast<Token>(start_token_);
     for (int i = 0, count = num_patches_; i < count; ++i) *out++ = static_cast<Token>(tokens_[static_cast<size_t>(i)]);
     if (delimiters) *out++ = static_cast<Token>(start_token_ + 1);
@@ -46,7 +46,7 @@ class Runner {
   const Kernel& kernel_;
   const int num_patches_;
   const uint32_t start_token_;
-  std::vector<uint8_t> states_, bordered_;
+  std::vector<uint8_t> states_, at_left_, at_right_;
   std::vector<uint16_t> rows_;
   std::vector<uint32_t> words_, tokens_;
   const Grid grid_;
