@@ -91,8 +91,8 @@ NCA_FN void cell_logits(const RuleTables& rule, const Real (&features)[NUM_FEATU
   logit_block<Real, S, 0>(rule, hidden, logits);
 }
 
-// The states of a cell whose logits are no more than `window` below the best: bit s tells of state s. Of a cell with one such
-// state, the best, that is the outcome; the others are to be sampled.
+// The states of a cell whose logits are no more than `window` below the best: bit s tells of state s. A cell with one
+// such state, the best, comes to that; the others are to be sampled.
 template <class Real, int S>
 NCA_FN typename Real::Rivals cell_rivals(const float (&logits)[S][TILE_CELLS<Real>], int first, float window) {
   Real best = Real::load(&logits[0][first]);

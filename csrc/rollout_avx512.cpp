@@ -81,7 +81,8 @@ NCA_LANE void gather_features(const Grid& grid, const RuleTables& rule, int firs
                    c = _mm512_load_ps(rule.plane[3 * row + 2][k]);
       for (int p = 0; p < PACK; ++p) {
         const __m512 pair = _mm512_add_ps(_mm512_permutexvar_ps(left[p], a), _mm512_permutexvar_ps(centre[p], b));
-        by_feature[k][p].value = _mm512_add_ps(by_feature[k][p].value, _mm512_add_ps(pair, _mm512_permutexvar_ps(right[p], c)));
+        const __m512 sum = _mm512_add_ps(pair, _mm512_permutexvar_ps(right[p], c));
+        by_feature[k][p].value = _mm512_add_ps(by_feature[k][p].value, sum);
       }
     }
   }

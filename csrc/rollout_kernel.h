@@ -11,8 +11,8 @@
 
 namespace nca {
 
-// Vectors read and write past the ends: the arrays of a grid have room for so many elements more, states also before
-// the first.
+// Vectors read and write past the ends: the arrays of a grid have room for so many elements more, `bordered` also
+// before the first.
 constexpr int SLACK = 64;
 
 typedef uint64_t CellMask;  // a bit a cell
@@ -22,7 +22,8 @@ struct Grid {
   int num_states;
   int height;
   int width;
-  const uint8_t *at_left, *at_right;  // of each cell 0xFF if it stands in the first column, in the last, else 0
+  uint8_t* bordered;  // the states between a copy of the last row and one of the first: (height + 2) x width
+  const uint8_t *at_left, *at_right;  // of each of those 0xFF if it stands in the first column, in the last, else 0
   uint16_t* rows;     // (height + 2) x width row codes; the first row is the last of the grid, the last the first
 
   int cells() const { return height * width; }

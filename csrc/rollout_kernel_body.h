@@ -3,7 +3,7 @@
 // COUNT words of 32 bits with room for a product; the free functions on these; and how rows of the neighbourhood are
 // looked up: `row_code` of three states, `fill_tables` and `gather_features` (rollout_row_tables.h or its own).
 
-constexpr int TILE = TILE_CELLS<Lanes>;  // cells that are worked on together; a CellMask has a bit for each
+constexpr int TILE = TILE_CELLS<Lanes>;  // cells that are worked on together; a CellMask has room for them
 
 // cell_sample without a branch a state, of the states whose bits are set in `rivals`, two or more. Others add nothing to
 // the sums, and the last state is what remains.
@@ -43,7 +43,8 @@ static inline uint8_t sample_two(const float (&logits)[S][TILE], int cell, unsig
 // Draws the cells of a tile whose best state is not alone within the window.
 template <int S>
 static __attribute__((noinline)) void sample_doubtful(const Sampling& sampling, const Stream& noise, uint32_t step,
-                                                      int first, CellMask doubtful, const Lanes::Rivals (&of_cells)[Lanes::PACK],
+                                                      int first, CellMask doubtful,
+                                                      const Lanes::Rivals (&of_cells)[Lanes::PACK],
                                                       const float (&logits)[S][TILE], uint8_t* states) {
   alignas(64) int32_t rivals[TILE];
   for (int p = 0; p < Lanes::PACK; ++p) of_cells[p].store(rivals + p * Lanes::WIDTH);
@@ -57,22 +58,29 @@ static __attribute__((noinline)) void sample_doubtful(const Sampling& sampling, 
   }
 }
 
-// The code of every cell's row of three states, and before the first row of cells the last one's, after the last the
-// first one's. Columns wrap; what codes past the end come to does not matter.
+// In chunks of a fixed length, without a call: what comes after `to` is overwritten, up to SLACK bytes.
+static inline void copy_over(uint8_t* to, const uint8_t* from, int count) {
+  for (int i = 0; i < count; i += SLACK) memcpy(to + i, from + i, SLACK);
+}
+
+// The code of every cell's row of three states, columns wrapped; the last row of cells stands before the first too, and
+// the first after the last. What codes past the end come to does not matter, but they are of states.
 template <int S>
 static inline void code_rows(const Grid& grid, const uint8_t* states) {
   const int cells = grid.cells(), width = grid.width;
+  uint8_t* bordered = grid.bordered;
+  copy_over(bordered, states + cells - width, width);
+  copy_over(bordered + width, states, cells);
+  copy_over(bordered + width + cells, states, width);
   const uint8_t *__restrict__ at_left = grid.at_left, *__restrict__ at_right = grid.at_right;
-  uint16_t* __restrict__ codes = grid.rows + width;
-  for (int first = 0; first < cells; first += SLACK) {
+  uint16_t* __restrict__ codes = grid.rows;
+  for (int first = 0; first < cells + 2 * width; first += SLACK) {
     for (int i = first; i < first + SLACK; ++i) {
-      const uint8_t left = (states[i - 1] & ~at_left[i]) | (states[i + width - 1] & at_left[i]);
-      const uint8_t right = (states[i + 1] & ~at_right[i]) | (states[i - width + 1] & at_right[i]);
-      codes[i] = row_code<S>(left, states[i], right);
+      const uint8_t left = (bordered[i - 1] & ~at_left[i]) | (bordered[i + width - 1] & at_left[i]);
+      const uint8_t right = (bordered[i + 1] & ~at_right[i]) | (bordered[i - width + 1] & at_right[i]);
+      codes[i] = row_code<S>(left, bordered[i], right);
     }
   }
-  memcpy(grid.rows, codes + cells - width, static_cast<size_t>(width) * sizeof *codes);
-  memcpy(codes + cells, codes, static_cast<size_t>(width) * sizeof *codes);
 }
 
 template <int S>
@@ -99,7 +107,6 @@ static bool step_states(const Grid& grid, const RuleTables& rule, const Sampling
       sample_doubtful<S>(sampling, noise, step, first, doubtful & inside, rivals, logits, states);
     }
   }
-  memset(states + cells, 0, SLACK);  // what cells past the end came to need not be a state
   return settled;
 }
 

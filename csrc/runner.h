@@ -24,7 +24,7 @@ class Runner {
 
   void advance(int steps, const Stream& noise);
 
-  const uint8_t* states() const { return states_.data() + SLACK; }
+  const uint8_t* states() const { return states_.data(); }
 
   // Writes the tokens of the states, between delimiters if asked for, and returns the place after them.
   template <class Token>
@@ -46,7 +46,7 @@ class Runner {
   const Kernel& kernel_;
   const int num_patches_;
   const uint32_t start_token_;
-  std::vector<uint8_t> states_, at_left_, at_right_;
+  std::vector<uint8_t> states_, bordered_, at_left_, at_right_;
   std::vector<uint16_t> rows_;
   std::vector<uint32_t> words_, tokens_;
   const Grid grid_;
