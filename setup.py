@@ -16,7 +16,9 @@ FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-
 FLAGS_OF_FILE = {
     "rollout_avx2.cpp": ["-mavx2", "-mfma"],
     # g++ 12 calls variables of its own header uninitialised (bug 105593).
-    "rollout_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mfma", "-Wno-uninitialized"],
+    "rollout_avx512.cpp": [
+        *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "cd")), "-mfma", "-Wno-uninitialized"
+    ],
 }
 SOURCES = [
     "bind",

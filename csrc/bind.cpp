@@ -1,4 +1,5 @@
 // NumPy in and out. Shapes and types are checked by ops.py's callers and once more here; the GIL is released at work.
+#include <algorithm>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -134,6 +135,28 @@ Array<int8_t> accept_tokens(const Array<uint16_t>& tokens, int64_t low, int64_t 
   return result;
 }
 
+// How often each of 0 .. num_tokens - 1 stands in columns first .. last - 1.
+template <class Token>
+Array<int64_t> token_counts(const Array<Token>& tokens, int first, int last, int num_tokens) {
+  if (tokens.ndim() != 2 || first < 0 || last < first || last > tokens.shape(1) || num_tokens < 1) {
+    throw std::invalid_argument("tokens must be two-dimensional and have the columns");
+  }
+  Array<int64_t> result(num_tokens);
+  std::fill_n(result.mutable_data(), num_tokens, 0);
+  const py::ssize_t rows = tokens.shape(0), columns = tokens.shape(1);
+  const Token* row = tokens.data();
+  int64_t* counts = result.mutable_data();
+  py::gil_scoped_release release;
+  for (py::ssize_t i = 0; i < rows; ++i, row += columns) {
+    for (int c = first; c < last; ++c) {
+      const int64_t token = row[c];
+      if (token < 0 || token >= num_tokens) throw std::invalid_argument("a token is not below num_tokens");
+      ++counts[token];
+    }
+  }
+  return result;
+}
+
 Array<uint32_t> philox(const Array<uint32_t>& counter, const Array<uint32_t>& key) {
   const uint32_t* c = checked(counter, "counter", {4});
   const uint32_t* k = checked(key, "key", {2});
@@ -174,4 +197,6 @@ PYBIND11_MODULE(_generator, module) {
   module.def("gzip_sizes", &gzip_sizes);
   module.def("token_gzip_sizes", &token_gzip_sizes);
   module.def("accept_tokens", &accept_tokens);
+  module.def("token_counts_uint16", &token_counts<uint16_t>);
+  module.def("token_counts_int32", &token_counts<int32_t>);
 }

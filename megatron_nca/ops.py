@@ -172,5 +172,15 @@ def accept_tokens(
     return on(device).accept_tokens(tokens, low, high, _generator.Execution(threads, ""))
 
 
+def token_counts(tokens: np.ndarray, columns: slice, num_tokens: int) -> np.ndarray:
+    """int64 (num_tokens,): how often each id stands in these columns of `tokens` (N,L), uint16 or int32.
+
+    As np.bincount, without copies, and while other threads of Python go on. Raises ValueError for other ids.
+    """
+    first, last, _ = columns.indices(tokens.shape[1])
+    count = _generator.token_counts_uint16 if tokens.dtype == np.uint16 else _generator.token_counts_int32
+    return count(tokens, first, last, num_tokens)
+
+
 def _uint32(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=np.uint32)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_nca import files
+from megatron_nca import files, ops
 from megatron_nca.data.manifest import FileRecord, Manifest, part, unigram_entropy_nats
 from megatron_nca.data.trajectories import Trajectory
 from megatron_nca.errors import DataError
@@ -134,11 +134,11 @@ class IndexedWriter:
         tokens = np.asarray(tokens)
         self._check(tokens)
         block = np.ascontiguousarray(tokens, dtype=self.dtype)
-        scored = block if self.trajectory is None else self.trajectory.scored_targets(block)
-        counts = np.bincount(scored.reshape(-1))
+        scored = slice(None) if self.trajectory is None else self.trajectory.scored_columns
+        counts = ops.token_counts(block, scored, self.num_tokens)
         with self._translated("bin"):
             self._bin.write(block.reshape(-1).view(np.uint8))
-        self.histogram[: len(counts)] += counts
+        self.histogram += counts
         self._lengths.extend(array("i", [tokens.shape[1]]) * tokens.shape[0])
         self.tokens += tokens.size
 

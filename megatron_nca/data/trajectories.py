@@ -58,9 +58,14 @@ class Trajectory:
         """Target tokens (..., L) of documents (..., document_tokens); a view."""
         return documents[..., 1 : self.sequence_length + 1]
 
+    @property
+    def scored_columns(self) -> slice:
+        """Where in a document the targets stand that carry loss."""
+        return slice(self.first_scored_token, self.sequence_length + 1)
+
     def scored_targets(self, documents: np.ndarray) -> np.ndarray:
         """Only the targets that carry loss, (..., num_scored); a view."""
-        return documents[..., self.first_scored_token : self.sequence_length + 1]
+        return documents[..., self.scored_columns]
 
     def loss_mask(self) -> np.ndarray:
         """Boolean (L,): true at target positions that carry loss."""

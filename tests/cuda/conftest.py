@@ -26,7 +26,7 @@ SOURCES = [
     "tests/cuda/emulated_device.cpp",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.cpp")) if path.name != "bind.cpp"),
 ]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd"]
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", f"-DNCA_CUDA_MODULE={NAME}"]
 
 
