@@ -50,7 +50,7 @@ if [ "$nnodes" -gt 1 ]; then
 else
     meeting=(--standalone)
 fi
-command=("$python" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$per_node" -m megatron_nca train "$@")
+command=("$python" -m megatron_nca torchrun "${meeting[@]}" --nproc-per-node "$per_node" -m megatron_nca train "$@")
 if [ "${DRY_RUN:-0}" = 1 ]; then
     printf '%q ' "${command[@]}"
     echo

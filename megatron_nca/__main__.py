@@ -13,6 +13,7 @@ VERBS = {
     "bank": "score candidate rules once, for any band and any number of datasets",
     "run": "walk a recipe: data, phases, transfers, report",
     "train": "train one phase of a recipe",
+    "torchrun": "start the ranks of a training on this machine or several",
     "convert": "transfer weights between phases",
     "report": "compare the arms of finished runs",
     "estimate": "what a recipe takes: parameters, memory, FLOPs, device-hours, disk",

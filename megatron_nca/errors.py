@@ -1,5 +1,8 @@
 """The errors a user can cause. Each message names the setting, its value, the reason and the cure."""
 
+NOT_FINISHED = 75
+"""Exit code of what has stopped in good order before its end and goes on when started again (EX_TEMPFAIL)."""
+
 
 class MegatronNcaError(Exception):
     """Base of all errors that end a command with one message and exit code 2, without a traceback."""

@@ -177,8 +177,8 @@ def _train(phase: Phase, step: ArmStep, run_folder: RunFolder, arm: str, seed: i
     command = _verb(*words, "--run-dir", run_folder.path)
     if world_size == 1:
         return command, 1
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size))
-    return (sys.executable, *torchrun, *command[1:]), world_size
+    flags = ("--standalone", "--nproc-per-node", world_size)
+    return (*_verb("torchrun", *flags), *command[1:]), world_size
 
 
 def stage_command(recipe: Path, overrides: list[str], name: str, dataset: Dataset, seed: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from megatron_nca import __version__, plan
 from megatron_nca.account.parameters import parameters
 from megatron_nca.cli.arguments import accept_overrides_anywhere
 from megatron_nca.config.recipe import Recipe, load_recipe
-from megatron_nca.errors import ConfigError, LaunchError
+from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError
 from megatron_nca.files import try_lock, write_text
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
@@ -24,10 +24,12 @@ EXAMPLES = """examples:
   megatron-nca run launch/recipes/demo.yaml --run-dir runs/short phases.text.iterations=50 seeds='[0, 1]'
   megatron-nca run launch/recipes/released_openwebtext.yaml --run-dir runs/owt --dry-run
 
-A run that was stopped goes on with the same command. A phase alone, on machines of your choice: launch/local.sh."""
+A run that was stopped goes on with the same command. Stopped by SIGTERM, SIGUSR2 or Ctrl-C while it trains, it has
+saved all and ends with 75 (docs/exits.md). A phase alone, on machines of your choice: launch/local.sh."""
 
-GRACE_SECONDS = 60
-"""Time that a stopped child has to write its checkpoint before it is killed."""
+GRACE_SECONDS = 600
+"""Time that a stopped child has to write its checkpoint before it is killed; the same signal once more kills it at once."""
+PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +128,9 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def walk(steps: tuple[Step, ...], lock: int) -> int:
-    """Run the steps that are not whole, in order. Returns 0, or 128 + N after signal N.
+    """Run the steps that are not whole, in order.
+
+    Returns 0; NOT_FINISHED when a step stopped in good order; or 128 + N after signal N, if the step did not.
 
     Raises LaunchError when a step fails, or ends well without its done-record.
     """
@@ -139,6 +143,9 @@ def walk(steps: tuple[Step, ...], lock: int) -> int:
         print(f"{head}\n    {shlex.join(step.command)}", flush=True)
         start = time.monotonic()
         status, stopped_by = _run_child(step, lock)
+        if status == NOT_FINISHED:
+            print(f"{head}: not finished, all is saved; the same command goes on from here", flush=True)
+            return NOT_FINISHED
         if stopped_by:
             name = signal.Signals(stopped_by).name
             print(f"{head}: stopped by {name}; the same command goes on from here", flush=True)
@@ -163,28 +170,27 @@ def _run_child(step: Step, lock: int) -> tuple[int, int]:
     received: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
-        # A second signal means "now": the first one let the child write its checkpoint.
-        _signal_group(child, signal.SIGKILL if received else number)
+        # The same signal once more means "now": the first one let the child write its checkpoint.
+        _signal_group(child, signal.SIGKILL if number in received else number)
         received.append(number)
 
     # Until the handlers stand, a signal waits: it must not fall between the child's start and its being known.
-    wanted = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     before = {}
     try:
         child = _start(step, environment, lock)
-        before = {number: signal.signal(number, forward) for number in wanted}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+        before = {number: signal.signal(number, forward) for number in PASSED_ON}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         return _wait(child, received), received[0] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 def _start(step: Step, environment: dict[str, str], lock: int) -> subprocess.Popen:
     def unblock() -> None:  # a child inherits the mask
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
     try:
         return subprocess.Popen(

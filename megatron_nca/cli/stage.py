@@ -48,7 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """With --for-training it is the child of a training that has consumed so many sequences: reports and errors go to
     stdout as JSON lines, and its stdin is closed when the unfinished files have been opened."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing unfinished is left
+    # So that nothing unfinished is left. A training stops in good order when all processes of a job are told to, and
+    # needs its generator until then; it has a signal of its own for it.
+    ends = signal.SIGTERM if arguments.for_training is None else signal.SIGHUP
+    signal.signal(ends, lambda *_: sys.exit(128 + ends))
+    if arguments.for_training is not None:
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     if arguments.nice:
         os.nice(arguments.nice)
     if arguments.for_training is None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from megatron_nca.cli.arguments import accept_overrides_anywhere
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.config.schema import suggest
-from megatron_nca.errors import ConfigError, MegatronNcaError, explain
+from megatron_nca.errors import NOT_FINISHED, ConfigError, MegatronNcaError, explain
 from megatron_nca.run_dir import RunFolder
+from megatron_nca.train.stopping import Stop
 
 if typing.TYPE_CHECKING:
     from megatron_nca.train.supply import OnNodeData
@@ -20,12 +21,14 @@ EXAMPLES = """examples:
   one process
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/demo
   four ranks, as the phase's parallel settings ask for
-    torchrun --nproc-per-node 4 -m megatron_nca train RECIPE --phase text --arm nca --seed 0 --run-dir runs/demo
+    megatron-nca torchrun --nproc-per-node 4 -m megatron_nca train RECIPE --phase text --arm nca --seed 0 --run-dir runs/demo
   settings on the command line
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/x phases.nca.parallel.tensor=1
 
 The phase starts from RUN/arms/ARM/seedN/PHASE/initial (see `megatron-nca convert transfer`) and resumes from its own
 newest whole checkpoint. `megatron-nca run` makes data and initial checkpoints and calls this in order.
+SIGTERM, SIGUSR2 or Ctrl-C, to any rank: the iteration is finished, all is saved, and the exit code is 75
+(docs/exits.md).
 """
 
 
@@ -40,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    stop = Stop()
+    stop.heed_signals()
     from megatron_nca.mcore import parallel
 
     parallel.end_with_launcher()
@@ -61,14 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
     if ranks.is_first:
         _log_to(job)
     try:
-        train(job, ranks)
+        whole = train(job, ranks, stop)
     except MegatronNcaError as error:
         if parallel.speaks_for(error, ranks):
             raise
         return 2
     finally:
         parallel.shut_down()
-    return 0
+        stop.ignore_signals()
+    return 0 if whole else NOT_FINISHED
 
 
 def choose(recipe: Recipe, phase: str, arm: str | None, seed: int | None) -> tuple[str, int]:

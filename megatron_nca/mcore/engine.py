@@ -3,7 +3,7 @@
 import itertools
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -36,6 +36,8 @@ class StepResult:
     loss_scale: float
     skipped: bool
     """Whether the update was left out because a gradient was not finite (fp16 loss scaling)."""
+    votes: tuple[float, ...] = ()
+    """Sums over all ranks of what each of them voted."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,13 @@ class Engine:
             place = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
             self._held = held_positions(self.model_config.sequence_length, *place).to(self.device)
 
-    def train_step(self, batches: Iterator[dict], iteration: int) -> StepResult:
+    def train_step(
+        self, batches: Iterator[dict], iteration: int, votes: Callable[[], Sequence[float]] = tuple
+    ) -> StepResult:
         """One optimizer step on the micro-batches of `batches`; `iteration` counts from 0.
 
-        Their number follows from the sequences consumed so far, as the learning rate does.
+        Their number follows from the sequences consumed so far, as the learning rate does. `votes` is asked on every
+        rank once its gradients are there; the sums come with the loss, at no collective of their own.
         """
         batch_size = self.phase.batch_sizes.at(self.schedule.num_steps)
         self._config.attention_dropout = self.phase.dropout_at(iteration)
@@ -103,17 +108,18 @@ class Engine:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums = self._schedule(batches, batch_size, forward_only=False)
+        loss_sum, tokens, *voted = self._sum(sums, 2, votes())
         learning_rate, loss_scale = self.learning_rate, float(self.optimizer.get_loss_scale())
         updated, grad_norm, _ = self.optimizer.step()
         # Also after a skipped update: the rate is a function of the iteration, which a resume knows.
         self.schedule.step(increment=batch_size)
-        loss_sum, tokens = self._reduce(torch.stack(sums).sum(0) if sums else None, 2)
         return StepResult(
             loss=loss_sum / tokens,
             grad_norm=float(grad_norm or 0.0),
             learning_rate=learning_rate,
             loss_scale=loss_scale,
             skipped=not updated,
+            votes=tuple(voted),
         )
 
     def evaluate(self, batches: Iterator[dict], sequences: int, buckets: np.ndarray) -> Evaluation:
@@ -123,7 +129,7 @@ class Engine:
         with torch.no_grad():
             sums = self._schedule(batches, sequences, forward_only=True)
         length = self.model_config.sequence_length
-        values = np.array(self._reduce(torch.stack(sums).sum(0) if sums else None, 2 + 2 * length))
+        values = np.array(self._sum(sums, 2 + 2 * length))
         losses = np.bincount(buckets, weights=values[2 : 2 + length])
         counts = np.bincount(buckets, weights=values[2 + length :])
         means = [float(loss / count) if count else None for loss, count in zip(losses, counts, strict=True)]
@@ -150,22 +156,19 @@ class Engine:
             forward_only=forward_only,
         )
 
-    def _reduce(self, values: torch.Tensor | None, size: int) -> list[float]:
-        """Sum over data- and context-parallel ranks and hand the last pipeline stage's result to all."""
+    def _sum(self, logged: list[torch.Tensor], size: int, votes: Sequence[float] = ()) -> list[float]:
+        """What the last stage logged for each micro-batch, added up over them and over all sequences, and all ranks'
+        votes: `size` and len(votes) numbers. One collective of all ranks, and the same bits on each.
+        """
         from megatron.core import parallel_state
 
-        if values is None:
-            values = torch.zeros(size, dtype=torch.float64, device=self.device)
+        values = torch.zeros(size + len(votes), dtype=torch.float64, device=self.device)
+        values[size:] = torch.tensor(votes, dtype=torch.float64)
+        # All ranks of a tensor-parallel group have the same losses, which must count once.
+        if logged and parallel_state.get_tensor_model_parallel_rank() == 0:
+            values[:size] = torch.stack(logged).sum(0)
         if self.ranks.world_size > 1:
-            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-            if group.size() > 1:
-                dist.all_reduce(values, group=group)
-            if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-                dist.broadcast(
-                    values,
-                    parallel_state.get_pipeline_model_parallel_last_rank(),
-                    group=parallel_state.get_pipeline_model_parallel_group(),
-                )
+            dist.all_reduce(values)
         return values.tolist()
 
     @property

@@ -13,10 +13,11 @@ from megatron_nca import files
 from megatron_nca.config.recipe import Recipe
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
-from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets
+from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets, gather
 from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import checkpoints, provenance
 from megatron_nca.train.metrics import Clock, Metrics
+from megatron_nca.train.stopping import Stop
 from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
 
 logger = logging.getLogger("megatron_nca.train")
@@ -35,22 +36,23 @@ class Job:
     """For a dataset that each node makes for itself; asked on the node, where it may raise ConfigError."""
 
 
-def train(job: Job, ranks: Ranks) -> None:
+def train(job: Job, ranks: Ranks, stop: Stop | None = None) -> bool:
     """Train the phase from where it stands to its last iteration, and write its done record.
 
-    Raises MegatronNcaError, the same on all ranks.
+    Returns False, on all ranks alike, if it ended before because `stop` said so on any rank: what was trained is
+    saved, and the next call goes on from there. Raises MegatronNcaError, the same on all ranks.
     """
-    clock = Clock()
+    clock, stop = Clock(), stop or Stop()
     phase, model = job.recipe.phases[job.phase], job.recipe.model_config(job.phase)
     folder = job.run.phase(job.arm, job.seed, job.phase)
     if folder.done.exists():
         if ranks.is_first:
             logger.info("%s: is whole, nothing to do", folder.path)
-        return
+        return True
     engine = Engine(model, phase, ranks, job.seed)
     lock = supply = saver = None
     try:
-        lock = _agreed(lambda: _lock(folder) if ranks.is_first else None)
+        lock = _agreed(lambda: _begin(folder) if ranks.is_first else None)
         start = checkpoints.starting_point(folder, ranks, phase.verify_checkpoints)
         loaded = _agreed(lambda: engine.load(start))
         resumed = start != folder.initial
@@ -69,6 +71,7 @@ def train(job: Job, ranks: Ranks) -> None:
             data_digest=supply.digest,
             iteration=loaded.iteration if resumed else 0,
             consumed_sequences=loaded.consumed_sequences if resumed else 0,
+            optimizer=resumed,
         )
         if ranks.is_first:
             logger.info(
@@ -87,7 +90,7 @@ def train(job: Job, ranks: Ranks) -> None:
         length = model.sequence_length
         metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, length, clock)
         try:
-            _loop(job, engine, data, supply, metrics, saver, run_config)
+            return _loop(job, engine, data, supply, metrics, saver, run_config, stop)
         finally:
             metrics.close()
     finally:
@@ -100,11 +103,12 @@ def train(job: Job, ranks: Ranks) -> None:
         engine.close()
 
 
-def _lock(folder: PhaseFolder) -> int:
-    """Two trainings in one folder would mix their checkpoints. Raises LaunchError if another is at work."""
+def _begin(folder: PhaseFolder) -> int:
+    """The folder's lock: two trainings would mix their checkpoints. Raises LaunchError if another is at work."""
     lock = files.try_lock(folder.lock)
     if lock is None:
         raise LaunchError(f"{folder.path}: another process is training here. Cure: wait for it, or end it.")
+    files.remove(folder.stopped)
     return lock
 
 
@@ -116,7 +120,8 @@ def _loop(
     metrics: Metrics,
     saver: checkpoints.Saver,
     run_config: RunConfig,
-) -> None:
+    stop: Stop,
+) -> bool:
     waiting = metrics.clock.waiting
     phase = job.recipe.phases[job.phase]
     iteration, consumed = run_config.iteration, run_config.consumed_sequences
@@ -126,18 +131,28 @@ def _loop(
         result = engine.evaluate(waiting.over(batches), phase.validation_sequences, data.buckets)
         metrics.validation(iteration, consumed, result.loss, result.loss_by_position, data.bucket_tokens)
 
-    # The first thing measured is the model as the converter left it.
-    if iteration == 0:
+    def is_due(interval: int) -> bool:
+        return iteration % interval == 0 or iteration == phase.iterations
+
+    def save() -> None:
+        nonlocal run_config
+        run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256)
+        saver.save(run_config)
+
+    heard = [sum(votes) for votes in zip(*gather(stop.votes()), strict=True)]
+    reason = stop.decide(heard)
+    # The first thing measured is the model as the converter left it. A training that stopped left out what was due.
+    if not reason and is_due(phase.validation_interval) and gather(metrics.validated_at)[0] != iteration:
         validate()
 
-    while iteration < phase.iterations:
+    while iteration < phase.iterations and not reason:
         started = time.perf_counter()
         # --------------------------------- one step ---------------------------------
         batch = phase.batch_sizes.at(consumed)
         with waiting:
             supply.wait(consumed + batch)
         batches = data.train_batches(consumed, batch, phase.micro_batch_size, engine.device)
-        result = engine.train_step(waiting.over(batches), iteration)
+        result = engine.train_step(waiting.over(batches), iteration, stop.votes)
         # -----------------------------------------------------------------------------
         iteration, consumed = iteration + 1, consumed + batch
         metrics.train(iteration, consumed, batch, result, time.perf_counter() - started)
@@ -147,36 +162,47 @@ def _loop(
                 "Cure: lower optimizer.lr, or set optimizer.clip_grad."
             )
         saver.look()
-        is_last = iteration == phase.iterations
-        if is_last or iteration % phase.validation_interval == 0:
+        if iteration < phase.iterations:
+            reason = stop.decide(result.votes)
+        if reason:
+            save()
+            break
+        if is_due(phase.validation_interval):
             validate()
-        if is_last or iteration % phase.save_interval == 0:
+        if is_due(phase.save_interval):
             supply.look()
-            run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256)
-            saver.save(run_config)
+            save()
 
     saver.finish()
-    with waiting:
-        supply.finish()
+    if not reason:
+        with waiting:
+            supply.finish()
     metrics.last_words()
-    agree(_write_done(job, engine, metrics, iteration, consumed))
+    agree(_write_record(job, engine, metrics, run_config, reason))
+    return not reason
 
 
-def _write_done(job: Job, engine: Engine, metrics: Metrics, iteration: int, consumed: int) -> MegatronNcaError | None:
-    """First rank: the record that the phase is whole."""
+def _write_record(
+    job: Job, engine: Engine, metrics: Metrics, reached: RunConfig, stopped_by: str | None
+) -> MegatronNcaError | None:
+    """First rank: the record that the phase is whole, or that it has stopped before, and why."""
     if not engine.ranks.is_first:
         return None
     folder = job.run.phase(job.arm, job.seed, job.phase)
-    checkpoint = folder.checkpoints.iteration(iteration).relative_to(folder.path)
+    checkpoint = folder.checkpoints.iteration(reached.iteration) if reached.optimizer else folder.initial
     values = {
-        "iterations": iteration,
-        "checkpoint": str(checkpoint),
-        "consumed tokens": consumed * engine.model_config.sequence_length,
+        "iterations": job.recipe.phases[job.phase].iterations,
+        "checkpoint": str(checkpoint.relative_to(folder.path)),
+        "consumed tokens": reached.consumed_sequences * engine.model_config.sequence_length,
         "lm loss validation": metrics.last_validation_loss,
         **metrics.clock.record(),
     }
+    if stopped_by:
+        values = {"stopped by": stopped_by, "iteration": reached.iteration, **values}
+        logger.info("stopped by %s after iteration %d, all is saved; start again to go on from there",
+                    stopped_by, reached.iteration)
     try:
-        files.write_text(folder.done, json.dumps(values, indent=2) + "\n")
+        files.write_text(folder.stopped if stopped_by else folder.done, json.dumps(values, indent=2) + "\n")
     except MegatronNcaError as error:
         return error
     return None

@@ -84,13 +84,16 @@ class Metrics:
         self.writes, self.iterations, self.sequence_length = writes, iterations, sequence_length
         self._bar = self._board = self._file = None
         self.last_validation_loss: float | None = None
+        self.validated_at: int | None = None
+        """Iteration of the last validation."""
         if not writes:
             return
         # What starts over measures the validation at iteration 0 again.
         for line in forget_after(folder.metrics, resumed_at or -1):
-            self.last_validation_loss = line.get("lm loss validation", self.last_validation_loss)
             if line["type"] == "train":
                 self.clock.go_on(line)
+            else:
+                self.last_validation_loss, self.validated_at = line["lm loss validation"], line["iteration"]
         self._file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
         self._board = _tensorboard(folder.tensorboard, resumed_at)
         self._bar = _progress_bar(iterations, resumed_at)
@@ -135,7 +138,7 @@ class Metrics:
         """One validation; `loss_by_position` by bucket of target positions."""
         if not self.writes:
             return
-        self.last_validation_loss = loss
+        self.last_validation_loss, self.validated_at = loss, iteration
         perplexity = math.exp(min(loss, 700.0))
         self._write(
             {

@@ -203,7 +203,7 @@ class OnNode:
         if self._child is None:
             return
         if self._mine.train is None:
-            self._child.terminate()
+            self._child.send_signal(signal.SIGHUP)  # it does not hear those that stop training
         self._child.stdin.close()
         self._child.stdout.close()
         try:

@@ -23,7 +23,7 @@ def test_one_machine():
     result = launch(DEMO, "--phase", "nca", "--run-dir", "runs/x")
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[1:] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "megatron_nca", "torchrun", "--standalone", "--nproc-per-node", "2"),
         *("-m", "megatron_nca", "train", DEMO, "--phase", "nca", "--run-dir", "runs/x"),
     ]
 

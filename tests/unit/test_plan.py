@@ -77,7 +77,7 @@ def test_commands(recipe_values):
 def test_ranks_are_started_by_torchrun_and_a_single_process_is_not(recipe_values):
     steps = {step.name: step for step in plan.steps(recipe_from_dict(recipe_values), RUN)}
     two, one = steps["nca nca seed0: train"], steps["text nca seed0: train"]
-    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 "
+    torchrun = f"{sys.executable} -m megatron_nca torchrun --standalone --nproc-per-node 2 "
     assert words(two).startswith(f"{torchrun}-m megatron_nca train")
     assert two.world_size == 2
     assert one.command[:4] == (sys.executable, "-m", "megatron_nca", "train")

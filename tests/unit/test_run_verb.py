@@ -14,7 +14,7 @@ import yaml
 from megatron_nca import plan
 from megatron_nca.__main__ import main
 from megatron_nca.cli import run as verb
-from megatron_nca.errors import ConfigError, LaunchError
+from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
 
@@ -104,15 +104,21 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_is_forwarded_and_the_child_is_waited_for(tmp_path, number):
-    script = f"trap 'touch {tmp_path}/told; exit 0' TERM INT; touch {tmp_path}/started; while :; do sleep 0.05; done"
+    script = f"trap 'touch {tmp_path}/told; exit 0' TERM INT USR2; touch {tmp_path}/started; while :; do sleep 0.05; done"
     walker = begin(tmp_path, script)
     walker.send_signal(number)
     output, _ = walker.communicate(timeout=20)
     assert walker.returncode == 128 + number
     assert (tmp_path / "told").exists()
     assert "stopped by" in output
+
+
+def test_a_child_that_stopped_in_good_order(tmp_path, capfd):
+    with verb.locked(RunFolder(tmp_path)) as lock:
+        assert verb.walk((shell("x", "exit 75", tmp_path / "done"),), lock) == NOT_FINISHED == 75
+    assert "the same command goes on" in capfd.readouterr().out
 
 
 def test_a_second_signal_kills_a_child_that_does_not_listen(tmp_path):

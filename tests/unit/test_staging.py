@@ -186,11 +186,13 @@ def test_it_ends_with_its_training_and_leaves_nothing(recipe_values, tmp_path, e
     child = start(path, "--for-training", 0, stdin=subprocess.PIPE)
     while '"searching"' not in (line := child.stdout.readline()) or '"train"' not in line:
         assert line, child.stderr.read()
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # these stop a training in good order, which needs its data
+        child.send_signal(number)
     if end == "closed":
         child.stdout.close()
     else:
-        child.terminate()
-    assert child.wait(timeout=20) == (1 if end == "closed" else 128 + signal.SIGTERM), child.stderr.read()
+        child.send_signal(signal.SIGHUP)
+    assert child.wait(timeout=20) == (1 if end == "closed" else 128 + signal.SIGHUP), child.stderr.read()
     assert child.stderr.read() == ""
     assert not list((tmp_path / "node").glob(".nca-*.unfinished.*")) and len(whole(tmp_path / "node")) == 1
 
