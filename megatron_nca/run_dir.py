@@ -9,7 +9,7 @@
     RUN/arms/<arm>/seed<k>/<phase>/initial/          the checkpoint the phase starts from (convert transfer)
     RUN/arms/<arm>/seed<k>/<phase>/checkpoints/      latest_checkpointed_iteration.txt, iter_0000100/
     RUN/arms/<arm>/seed<k>/<phase>/{metrics.jsonl, tensorboard/, train.log,
-        done.json or stopped.json}
+        done.json or stopped.json or failed.json}
     RUN/report/{report.md, runs.csv, curves.png}
 A phase that several arms share is run in the first of them; the others hold a symbolic link to its folder.
 """
@@ -68,6 +68,11 @@ class PhaseFolder:
     def done(self) -> Path:
         """Written last by `train`: the phase is whole."""
         return self.path / "done.json"
+
+    @property
+    def failed(self) -> Path:
+        """Why the last `train` failed; the next one removes it."""
+        return self.path / "failed.json"
 
     @property
     def stopped(self) -> Path:

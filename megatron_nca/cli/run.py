@@ -25,10 +25,11 @@ EXAMPLES = """examples:
   megatron-nca run launch/recipes/released_openwebtext.yaml --run-dir runs/owt --dry-run
 
 A run that was stopped goes on with the same command. Stopped by SIGTERM, SIGUSR2 or Ctrl-C while it trains, it has
-saved all and ends with 75 (docs/exits.md). A phase alone, on machines of your choice: launch/local.sh."""
+saved all and ends with 75 (docs/exits.md). A phase alone, on machines of your choice: launch/local.sh.
+"""
 
 GRACE_SECONDS = 600
-"""Time that a stopped child has to write its checkpoint before it is killed; the same signal once more kills it at once."""
+"""Time that a stopped child has to write its checkpoint before it is killed; the same signal once more kills it."""
 PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 
 

@@ -2,9 +2,12 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
+import tempfile
 import typing
+from pathlib import Path
 
 from megatron_nca.errors import NOT_FINISHED
 
@@ -38,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from megatron_nca.mcore.watchdog import SAID
+
     flags = torchrun.parse_args(arguments.words)
     # The agent would answer a signal by giving the ranks 30 seconds; its ranks know better when they have saved.
     flags.signals_to_handle = "SIGHUP,SIGQUIT"
@@ -45,10 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, _pass_on)
     for part in ("multiprocessing.api", "agent.server.api"):  # say again, at length, what a rank has said
         logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
-    try:
-        torchrun.run(flags)
-    except ChildFailedError as error:
-        return exit_code(error)
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        os.environ[SAID] = str(said)
+        try:
+            torchrun.run(flags)
+        except ChildFailedError as error:
+            return exit_code(error, said.exists())
     return 0
 
 
@@ -59,8 +67,11 @@ def _pass_on(number: int, _frame: object) -> None:
         rank.send_signal(number)
 
 
-def exit_code(error: "ChildFailedError") -> int:
-    """Of all ranks: the first one's that failed; ranks that stop in good order are no failure beside one that did."""
+def exit_code(error: "ChildFailedError", said: bool) -> int:
+    """Of all ranks: the first one's that failed; ranks that stop in good order are no failure beside one that did.
+
+    `said`: whether a rank has said why.
+    """
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     bad = [(rank, failure) for rank, failure in failures if failure.exitcode != NOT_FINISHED]
     if not bad:
@@ -68,6 +79,7 @@ def exit_code(error: "ChildFailedError") -> int:
     rank, failure = bad[0]
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        print(f"megatron-nca torchrun: rank {rank} (process {failure.pid}) was ended by {name}", file=sys.stderr)
+        if not said:
+            print(f"megatron-nca torchrun: rank {rank} (process {failure.pid}) was ended by {name}", file=sys.stderr)
         return 1
     return failure.exitcode

@@ -21,14 +21,14 @@ EXAMPLES = """examples:
   one process
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/demo
   four ranks, as the phase's parallel settings ask for
-    megatron-nca torchrun --nproc-per-node 4 -m megatron_nca train RECIPE --phase text --arm nca --seed 0 --run-dir runs/demo
+    megatron-nca torchrun --nproc-per-node 4 -m megatron_nca train RECIPE --phase text --arm nca --run-dir runs/demo
   settings on the command line
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/x phases.nca.parallel.tensor=1
 
 The phase starts from RUN/arms/ARM/seedN/PHASE/initial (see `megatron-nca convert transfer`) and resumes from its own
 newest whole checkpoint. `megatron-nca run` makes data and initial checkpoints and calls this in order.
-SIGTERM, SIGUSR2 or Ctrl-C, to any rank: the iteration is finished, all is saved, and the exit code is 75
-(docs/exits.md).
+SIGTERM, SIGUSR2 or Ctrl-C, to any rank: the iteration is finished, all is saved, and the exit code is 75. When a rank
+fails or is killed, all end, with one message (docs/exits.md).
 """
 
 
@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         if ranks.is_first:
             raise
         return 2  # every rank finds the same; one message is enough
+    from megatron_nca.mcore.watchdog import Watchdog
     from megatron_nca.train.loop import Job, train
 
     run_folder, on_node = RunFolder(arguments.run_dir), None
@@ -65,13 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
     job = Job(recipe=recipe, phase=arguments.phase, arm=arm, seed=seed, run=run_folder, on_node=on_node)
     if ranks.is_first:
         _log_to(job)
+    watchdog = Watchdog(ranks, job.run.phase(arm, seed, arguments.phase).failed)
+    watchdog.start()
     try:
-        whole = train(job, ranks, stop)
-    except MegatronNcaError as error:
-        if parallel.speaks_for(error, ranks):
-            raise
-        return 2
+        whole = train(job, ranks, stop, watchdog.at)
+    except BaseException as error:  # Megatron's checkpoints raise one that is no Exception
+        code = watchdog.failed(error)
+        parallel.leave_at_once(code)
+        return code
     finally:
+        watchdog.close()
         parallel.shut_down()
         stop.ignore_signals()
     return 0 if whole else NOT_FINISHED

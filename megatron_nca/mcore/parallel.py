@@ -100,6 +100,16 @@ def _join(ranks: Ranks, backend: str) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
 
 
+def side_store(name: str) -> dist.Store:
+    """A connection of its own to the store at which ranks meet, under keys of this launch.
+
+    Operations on one connection wait for each other, and those of a process group may wait long.
+    """
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT)
+    return dist.PrefixStore(f"{name} {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
 def leave_model_groups() -> None:
     """Leave Megatron's groups, so that another layout can be built in this process."""
     from megatron.core import parallel_state
@@ -111,6 +121,14 @@ def shut_down() -> None:
     """Leave the process group at the end of a process; safe to call when none was joined."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave_at_once(code: int) -> None:
+    """End this process after a failure, when leaving a group in good order would wait for other ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def seed_streams(seed: int, iteration: int) -> None:

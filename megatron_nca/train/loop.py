@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,11 +36,12 @@ class Job:
     """For a dataset that each node makes for itself; asked on the node, where it may raise ConfigError."""
 
 
-def train(job: Job, ranks: Ranks, stop: Stop | None = None) -> bool:
+def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable[[str], None] = lambda _: None) -> bool:
     """Train the phase from where it stands to its last iteration, and write its done record.
 
     Returns False, on all ranks alike, if it ended before because `stop` said so on any rank: what was trained is
-    saved, and the next call goes on from there. Raises MegatronNcaError, the same on all ranks.
+    saved, and the next call goes on from there. `at` is told what this rank is doing. Raises MegatronNcaError, the
+    same on all ranks.
     """
     clock, stop = Clock(), stop or Stop()
     phase, model = job.recipe.phases[job.phase], job.recipe.model_config(job.phase)
@@ -49,13 +50,16 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None) -> bool:
         if ranks.is_first:
             logger.info("%s: is whole, nothing to do", folder.path)
         return True
+    at("building the model")
     engine = Engine(model, phase, ranks, job.seed)
     lock = supply = saver = None
     try:
         lock = _agreed(lambda: _begin(folder) if ranks.is_first else None)
+        at("loading the checkpoint")
         start = checkpoints.starting_point(folder, ranks, phase.verify_checkpoints)
         loaded = _agreed(lambda: engine.load(start))
         resumed = start != folder.initial
+        at("opening the data")
         supply = _supply(job, ranks, loaded.consumed_sequences if resumed else 0)
         with clock.waiting:
             data = _open_data(job, supply)
@@ -90,7 +94,7 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None) -> bool:
         length = model.sequence_length
         metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, length, clock)
         try:
-            return _loop(job, engine, data, supply, metrics, saver, run_config, stop)
+            return _loop(job, engine, data, supply, metrics, saver, run_config, stop, at)
         finally:
             metrics.close()
     finally:
@@ -109,6 +113,7 @@ def _begin(folder: PhaseFolder) -> int:
     if lock is None:
         raise LaunchError(f"{folder.path}: another process is training here. Cure: wait for it, or end it.")
     files.remove(folder.stopped)
+    files.remove(folder.failed)
     return lock
 
 
@@ -121,6 +126,7 @@ def _loop(
     saver: checkpoints.Saver,
     run_config: RunConfig,
     stop: Stop,
+    at: Callable[[str], None],
 ) -> bool:
     waiting = metrics.clock.waiting
     phase = job.recipe.phases[job.phase]
@@ -128,14 +134,21 @@ def _loop(
 
     def validate() -> None:
         batches = data.validation_batches(phase.validation_sequences, phase.micro_batch_size, engine.device)
+        batches = named(batches, "validation")
         result = engine.evaluate(waiting.over(batches), phase.validation_sequences, data.buckets)
         metrics.validation(iteration, consumed, result.loss, result.loss_by_position, data.bucket_tokens)
+
+    def named(batches: Iterator[dict], what: str) -> Iterator[dict]:
+        for number, micro_batch in enumerate(batches, 1):
+            at(f"iteration {iteration + (what == 'training')}, {what}, micro-batch {number}")
+            yield micro_batch
 
     def is_due(interval: int) -> bool:
         return iteration % interval == 0 or iteration == phase.iterations
 
     def save() -> None:
         nonlocal run_config
+        at(f"iteration {iteration}, saving")
         run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256)
         saver.save(run_config)
 
@@ -149,9 +162,10 @@ def _loop(
         started = time.perf_counter()
         # --------------------------------- one step ---------------------------------
         batch = phase.batch_sizes.at(consumed)
+        at(f"iteration {iteration + 1}, waiting for data")
         with waiting:
             supply.wait(consumed + batch)
-        batches = data.train_batches(consumed, batch, phase.micro_batch_size, engine.device)
+        batches = named(data.train_batches(consumed, batch, phase.micro_batch_size, engine.device), "training")
         result = engine.train_step(waiting.over(batches), iteration, stop.votes)
         # -----------------------------------------------------------------------------
         iteration, consumed = iteration + 1, consumed + batch
@@ -173,6 +187,7 @@ def _loop(
             supply.look()
             save()
 
+    at(f"iteration {iteration}, finishing the last checkpoint")
     saver.finish()
     if not reason:
         with waiting:

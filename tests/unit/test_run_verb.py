@@ -106,7 +106,8 @@ def wait_for(path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_is_forwarded_and_the_child_is_waited_for(tmp_path, number):
-    script = f"trap 'touch {tmp_path}/told; exit 0' TERM INT USR2; touch {tmp_path}/started; while :; do sleep 0.05; done"
+    heed = f"trap 'touch {tmp_path}/told; exit 0' TERM INT USR2"
+    script = f"{heed}; touch {tmp_path}/started; while :; do sleep 0.05; done"
     walker = begin(tmp_path, script)
     walker.send_signal(number)
     output, _ = walker.communicate(timeout=20)

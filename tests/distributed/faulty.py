@@ -1,0 +1,51 @@
+"""`megatron-nca train` with a rank that comes to harm in the second micro-batch of iteration 7.
+
+    megatron-nca torchrun --nproc-per-node N faulty.py FAULT RANK train RECIPE ...
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from megatron_nca.__main__ import main
+from megatron_nca.mcore import engine
+
+
+def raises() -> None:
+    raise ValueError("a number that no one expected")
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopped() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hangs() -> None:
+    time.sleep(3600)
+
+
+def harmed(forward: Callable, fault: Callable[[], None]) -> Callable:
+    """Megatron's forward step; an iteration has two micro-batches."""
+    calls = 0
+
+    def step(*arguments: object, by_position: bool, **named: object) -> tuple:
+        nonlocal calls
+        calls += not by_position  # only training
+        losses = forward(*arguments, by_position=by_position, **named)
+        if calls == 14:
+            fault()
+        return losses
+
+    return step
+
+
+if __name__ == "__main__":
+    fault, rank = sys.argv[1:3]
+    if os.environ["RANK"] == rank:
+        engine._forward = harmed(engine._forward, globals()[fault])
+    sys.exit(main(sys.argv[3:]))
