@@ -41,6 +41,8 @@ class Step:
     """Processes that the command starts at the same time."""
     after: tuple[Path, ...] = ()
     """Files that `done` must be at least as new as; the report is made again when a run has gone on."""
+    trains: bool = False
+    """Whether it is a training, which takes flags that are no part of a recipe and may stop in good order."""
     dataset: bool = False
     """Whether `done` is the manifest of a dataset, which states the sizes of the files beside it."""
 
@@ -75,7 +77,7 @@ def steps(recipe: Recipe, run_folder: RunFolder) -> tuple[Step, ...]:
     for seed in recipe.seeds:
         for arm in recipe.arms:
             result += _arm_steps(recipe, run_folder, arm, seed)
-    trained = tuple(step.done for step in result if step.name.endswith(": train"))
+    trained = tuple(step.done for step in result if step.trains)
     command = _verb("report", run_folder.path)
     return (*result, Step("report", command, run_folder.report / "report.md", after=trained))
 
@@ -156,7 +158,7 @@ def _arm_steps(recipe: Recipe, run_folder: RunFolder, arm: str, seed: int) -> li
         transfer = _verb("convert", "transfer", *words)
         result.append(Step(f"{name}: convert transfer", transfer, folder.initial / "account.json"))
         command, world_size = _train(recipe.phases[step.phase], step, run_folder, arm, seed)
-        result.append(Step(f"{name}: train", command, folder.done, folder.log, world_size))
+        result.append(Step(f"{name}: train", command, folder.done, folder.log, world_size, trains=True))
     return result
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import typing
 from collections.abc import Iterable
 
@@ -41,6 +42,30 @@ def accept_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
         return arguments, [word for word in rest if word not in late]
 
     parser.parse_known_args = parse_known_args
+
+
+DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def duration(text: str) -> float:
+    """Seconds of `3h50m`, `90s`, `1d12h` or a plain number of seconds; for argparse's `type`."""
+    match = DURATION.fullmatch(text.replace(" ", "")) if text.strip() else None
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration. Cure: give for example 3h50m, 90s or 13800.")
+    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+def patience(text: str) -> float:
+    """A duration that leaves time for signs of life."""
+    seconds = duration(text)
+    if seconds < 5:
+        raise argparse.ArgumentTypeError(f"{text!r} is too short for ranks to be heard. Cure: give at least 5s.")
+    return seconds
+
+
+def add_watchdog(parser: argparse.ArgumentParser) -> None:
+    help_ = "end all ranks, naming it, when a rank gives no sign of life for so long (default 2m)"
+    parser.add_argument("--watchdog", type=patience, metavar="DURATION", help=help_)
 
 
 def shard_of(text: str) -> tuple[int, int]:

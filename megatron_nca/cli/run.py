@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shlex
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from megatron_nca import __version__, plan
 from megatron_nca.account.parameters import parameters
-from megatron_nca.cli.arguments import accept_overrides_anywhere
+from megatron_nca.cli.arguments import accept_overrides_anywhere, add_watchdog
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError
 from megatron_nca.files import try_lock, write_text
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file, such as launch/recipes/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of everything that the run writes")
+    add_watchdog(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands and totals; write nothing")
     accept_overrides_anywhere(parser)
 
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = plan.resolve_paths(load_recipe(arguments.recipe, arguments.overrides))
     run_folder = RunFolder(arguments.run_dir)
     plan.check_frozen(recipe, run_folder)
-    steps = plan.steps(recipe, run_folder)
+    steps = with_flags(plan.steps(recipe, run_folder), arguments)
     if arguments.dry_run:
         print("\n".join([*describe(steps), *totals(recipe)]))
         return 0
@@ -56,6 +58,14 @@ def run(arguments: argparse.Namespace) -> int:
         record_source(run_folder)
         plan.link_shared_phases(recipe, run_folder)
         return walk(steps, lock)
+
+
+def with_flags(steps: tuple[Step, ...], arguments: argparse.Namespace) -> tuple[Step, ...]:
+    """The steps; those that train with the flags that were given for them."""
+    flags = () if arguments.watchdog is None else ("--watchdog", f"{arguments.watchdog:g}")
+    return tuple(
+        dataclasses.replace(step, command=(*step.command, *flags)) if step.trains else step for step in steps
+    )
 
 
 def describe(steps: tuple[Step, ...]) -> list[str]:

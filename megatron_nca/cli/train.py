@@ -7,7 +7,7 @@ import typing
 from functools import partial
 from pathlib import Path
 
-from megatron_nca.cli.arguments import accept_overrides_anywhere
+from megatron_nca.cli.arguments import accept_overrides_anywhere, add_watchdog
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.config.schema import suggest
 from megatron_nca.errors import NOT_FINISHED, ConfigError, MegatronNcaError, explain
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
     parser.add_argument("--arm", help="which arm (default: the first that runs this phase)")
     parser.add_argument("--seed", type=int, help="which seed (default: the recipe's first)")
+    add_watchdog(parser)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
     accept_overrides_anywhere(parser)
 
@@ -66,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     job = Job(recipe=recipe, phase=arguments.phase, arm=arm, seed=seed, run=run_folder, on_node=on_node)
     if ranks.is_first:
         _log_to(job)
-    watchdog = Watchdog(ranks, job.run.phase(arm, seed, arguments.phase).failed)
+    record = run_folder.phase(arm, seed, arguments.phase).failed
+    watchdog = Watchdog(ranks, record, arguments.watchdog)
     watchdog.start()
     try:
         whole = train(job, ranks, stop, watchdog.at)

@@ -2,11 +2,13 @@
 
 Each rank has a thread that, once a beat, writes to the launcher's store what the rank is doing, looks whether any rank
 has failed, and reads the next rank's beat. So every rank is watched by one other, and learning of a failure needs no
-collective, which may hang for as long as one rank is missing.
+collective, which may hang for as long as one rank is missing. A second thread watches the first, which hangs when the
+store does not answer. All time is counted in beats: a machine that slept for an hour has missed none.
 """
 
 import contextlib
 import json
+import linecache
 import os
 import socket
 import sys
@@ -24,7 +26,12 @@ from megatron_nca.mcore.parallel import Ranks
 
 BEAT_SECONDS = 1.0
 MISSED_BEATS = 4
-"""After which a rank is given up whose connections have broken."""
+"""After which a rank is given up when connections have broken."""
+SECONDS = 120.0
+"""By default, for a rank to give no sign of life; not for an iteration or a save, which may take as long as they do."""
+STUCK_SECONDS = 0.8 * parallel.COLLECTIVE_TIMEOUT.total_seconds()
+"""For a rank to make no progress in a micro-batch: a little less than communication allows the others to wait."""
+WAITING = "waiting for others at"
 SAID = "MEGATRON_NCA_SAID"
 """Names a file that is made when a message has been printed, so that the launcher adds none."""
 
@@ -32,32 +39,42 @@ SAID = "MEGATRON_NCA_SAID"
 class Watchdog:
     """Of one rank, from before its process group is joined until it leaves."""
 
-    def __init__(self, ranks: Ranks, record: Path) -> None:
-        """`record`: a file, the same for all ranks, where the message is kept; it is there only after a failure."""
+    def __init__(self, ranks: Ranks, record: Path, seconds: float | None = None) -> None:
+        """`record`: a file, the same for all ranks, where the message is kept; it is there only after a failure.
+
+        `seconds`: for a rank to give no sign of life until all end (SECONDS).
+        """
+        seconds = SECONDS if seconds is None else seconds
         self._ranks, self._record = ranks, record
-        self._beat = BEAT_SECONDS
-        self._doing = "starting"
-        self._count = 0
+        self._beat = min(BEAT_SECONDS, seconds / 5)
+        self._patience, self._stuck_patience = (round(limit / self._beat) for limit in (seconds, STUCK_SECONDS))
+        self._doing, self._limited = "starting", False
+        self._count = self._missed = self._idle = 0
+        self._next: dict = {}
+        """The next rank's last beat."""
+        self._main = threading.main_thread().ident
         self._store: dist.Store | None = None
         self._wake, self._lock = threading.Event(), threading.Lock()
         self._closed = self._bereft = self._spoke = False
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._guard)]
 
     def start(self) -> None:
         """Begin to watch; a rank without others has none to watch."""
         if self._ranks.world_size > 1:
-            self._thread.start()
+            for thread in self._threads:
+                thread.start()
 
-    def at(self, what: str) -> None:
-        """What this rank does now, for messages."""
-        self._doing = what
+    def at(self, what: str, limited: bool = False) -> None:
+        """What this rank does now, for messages; `limited` is what must not take longer than STUCK_SECONDS."""
+        self._doing, self._limited, self._idle = what, limited, 0
 
     def close(self) -> None:
         """This rank leaves in good order."""
         self._closed = True
         self._wake.set()
-        if self._thread.is_alive():  # a thread inside the store when the interpreter ends would abort the process
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():  # a thread inside the store when the interpreter ends would abort the process
+                thread.join()
 
     # ------------------------------------------------------------------ the main thread has an exception
 
@@ -116,22 +133,55 @@ class Watchdog:
                     continue
                 self._wake.wait(self._beat)
                 self._wake.clear()
-        except Exception as error:
+        except Exception as error:  # the store is gone, and with it what others could say
             if not self._closed:
-                traceback.print_exception(error)
+                self._lose_the_store(f"has closed its connections ({type(error).__name__})")
+
+    def _guard(self) -> None:
+        """The second thread: does the first one still come round?"""
+        before, missed = 0, 0
+        while not self._closed:
+            time.sleep(self._beat)
+            missed = missed + 1 if self._store is not None and self._count == before else 0
+            before = self._count
+            if missed >= self._patience:
+                self._lose_the_store(f"has not answered for {missed * self._beat:.0f} s")
+
+    def _lose_the_store(self, what: str) -> None:
+        self._store = None
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        self._say(f"the store of this launch at {place} {what}: the launcher or rank 0, which keeps it, is stopped, "
+                  f"gone or cut off. {self._me()} was in {self._doing}. All ranks end.", 1)  # fmt: skip
+        self._end(1)
 
     def _exchange(self) -> None:
-        self._count += 1
-        self._store.set(f"beat {self._ranks.rank}", json.dumps(self._signs()))
-        if self._store.check(["failure"]):
-            self._end(json.loads(self._store.get("failure"))["exit code"])
-        if self._bereft:
+        self._give_sign()
+        if self._bereft or self._missed_next() >= self._patience - MISSED_BEATS:
             gone = self._silent()
             if gone:
-                self._accuse(gone, "is gone" if len(gone) == 1 else "are gone")
+                seconds = (self._missed + MISSED_BEATS) * self._beat
+                self._accuse(gone, "gone" if self._bereft else f"silent for {seconds:.0f} s")
+            self._missed = 0
+        self._idle += self._limited
+        if self._idle >= self._stuck_patience:
+            self._accuse_idle()
 
-    def _signs(self) -> dict:
-        return {"count": self._count, "doing": self._doing, "place": f"process {os.getpid()} on {socket.gethostname()}"}
+    def _give_sign(self) -> None:
+        """This rank's beat; and the process ends here if any rank has failed."""
+        self._count += 1
+        process = f"process {os.getpid()} on {socket.gethostname()}"
+        signs = {"count": self._count, "doing": self._doing, "process": process, "line": _line(self._main)}
+        self._store.set(f"beat {self._ranks.rank}", json.dumps(signs))
+        if self._store.check(["failure"]):
+            self._end(json.loads(self._store.get("failure"))["exit code"])
+
+    def _missed_next(self) -> int:
+        """For how many beats the next rank has given no sign; one that was never seen may still be joining."""
+        key = f"beat {(self._ranks.rank + 1) % self._ranks.world_size}"
+        seen = json.loads(self._store.get(key)) if self._store.check([key]) else {}
+        self._missed = self._missed + 1 if seen and seen == self._next else 0
+        self._next = seen
+        return self._missed
 
     def _beats(self) -> list[dict]:
         """The last one of every rank that has given any."""
@@ -143,16 +193,27 @@ class Watchdog:
         before = self._beats()
         for _ in range(MISSED_BEATS):
             time.sleep(self._beat)
-            if self._store.check(["failure"]):
-                return {}
+            self._give_sign()
         after = self._beats()
         mine = self._ranks.rank
         return {rank: beat for rank, beat in enumerate(after) if rank != mine and beat == before[rank]}
 
     def _accuse(self, gone: dict[int, dict], what: str) -> None:
-        names = [f"rank {rank} ({beat.get('place', 'never seen')})" for rank, beat in gone.items()]
-        last = next(iter(gone.values())).get("doing", "no sign of it")
-        self._say(f"{', '.join(names)} {what}, last seen in {last}. All ranks end.", 1)
+        names = [f"rank {rank} ({beat.get('process', 'never seen')})" for rank, beat in gone.items()]
+        last = next(iter(gone.values()))
+        seen = f"{last.get('doing', 'nothing')}, {last.get('line', 'no line')}"
+        self._say(f"{', '.join(names)} {'is' if len(gone) == 1 else 'are'} {what}: killed, stopped or cut off. "
+                  f"Last seen in {seen}. All ranks end.", 1)  # fmt: skip
+        self._end(1)
+
+    def _accuse_idle(self) -> None:
+        """All ranks wait for one, or for each other: say where each is, those that wait for no other first."""
+        places: dict[str, list[int]] = {}
+        for rank, beat in enumerate(self._beats()):
+            places.setdefault(f"{beat.get('doing', 'nothing')}, {beat.get('line', 'no line')}", []).append(rank)
+        ordered = sorted(places.items(), key=lambda item: (WAITING in item[0], item[1]))
+        said = [f"rank {', '.join(map(str, ranks))} in {place}" for place, ranks in ordered]
+        self._say(f"no progress for {self._idle * self._beat:.0f} s: {'; '.join(said)}. All ranks end.", 1)
         self._end(1)
 
     def _end(self, code: int) -> None:
@@ -163,6 +224,17 @@ class Watchdog:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+def _line(thread: int) -> str:
+    """Where a thread of this process is: file, line and function of its innermost call in Python."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "at its end"
+    file = frame.f_code.co_filename
+    waits = "torch/distributed/" in file or ".wait(" in linecache.getline(file, frame.f_lineno)
+    place = f"{'/'.join(Path(file).parts[-3:])}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return f"{WAITING if waits else 'at'} {place}"
 
 
 def _is_of_communication(error: BaseException) -> bool:

@@ -36,12 +36,12 @@ class Job:
     """For a dataset that each node makes for itself; asked on the node, where it may raise ConfigError."""
 
 
-def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable[[str], None] = lambda _: None) -> bool:
+def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambda *_: None) -> bool:
     """Train the phase from where it stands to its last iteration, and write its done record.
 
     Returns False, on all ranks alike, if it ended before because `stop` said so on any rank: what was trained is
-    saved, and the next call goes on from there. `at` is told what this rank is doing. Raises MegatronNcaError, the
-    same on all ranks.
+    saved, and the next call goes on from there. `at(what, limited)` is told what this rank does, and whether that must
+    not take long. Raises MegatronNcaError, the same on all ranks.
     """
     clock, stop = Clock(), stop or Stop()
     phase, model = job.recipe.phases[job.phase], job.recipe.model_config(job.phase)
@@ -126,7 +126,7 @@ def _loop(
     saver: checkpoints.Saver,
     run_config: RunConfig,
     stop: Stop,
-    at: Callable[[str], None],
+    at: Callable,
 ) -> bool:
     waiting = metrics.clock.waiting
     phase = job.recipe.phases[job.phase]
@@ -140,7 +140,7 @@ def _loop(
 
     def named(batches: Iterator[dict], what: str) -> Iterator[dict]:
         for number, micro_batch in enumerate(batches, 1):
-            at(f"iteration {iteration + (what == 'training')}, {what}, micro-batch {number}")
+            at(f"iteration {iteration + (what == 'training')}, {what}, micro-batch {number}", True)
             yield micro_batch
 
     def is_due(interval: int) -> bool:

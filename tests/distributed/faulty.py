@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from megatron_nca.__main__ import main
-from megatron_nca.mcore import engine
+from megatron_nca.mcore import engine, watchdog
 
 
 def raises() -> None:
@@ -22,6 +22,7 @@ def killed() -> None:
 
 
 def stopped() -> None:
+    time.sleep(1.5)  # one more sign of life
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -48,4 +49,6 @@ if __name__ == "__main__":
     fault, rank = sys.argv[1:3]
     if os.environ["RANK"] == rank:
         engine._forward = harmed(engine._forward, globals()[fault])
+    if fault == "hangs":
+        watchdog.STUCK_SECONDS = 4
     sys.exit(main(sys.argv[3:]))
