@@ -68,6 +68,11 @@ def add_watchdog(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watchdog", type=patience, metavar="DURATION", help=help_)
 
 
+def add_time_limit(parser: argparse.ArgumentParser) -> None:
+    help_ = "end with 75 before so much time has passed since the start, with all saved; for example 3h50m"
+    parser.add_argument("--time-limit", type=duration, metavar="DURATION", help=help_)
+
+
 def shard_of(text: str) -> tuple[int, int]:
     """I and N of `I/N`. Raises ConfigError."""
     try:

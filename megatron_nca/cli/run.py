@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from megatron_nca import __version__, plan
 from megatron_nca.account.parameters import parameters
-from megatron_nca.cli.arguments import accept_overrides_anywhere, add_watchdog
+from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError
 from megatron_nca.files import try_lock, write_text
@@ -24,9 +25,10 @@ EXAMPLES = """examples:
   megatron-nca run launch/recipes/demo.yaml --run-dir runs/demo
   megatron-nca run launch/recipes/demo.yaml --run-dir runs/short phases.text.iterations=50 seeds='[0, 1]'
   megatron-nca run launch/recipes/released_openwebtext.yaml --run-dir runs/owt --dry-run
+  megatron-nca run launch/recipes/released_openwebtext.yaml --run-dir runs/owt --time-limit 23h50m
 
-A run that was stopped goes on with the same command. Stopped by SIGTERM, SIGUSR2 or Ctrl-C while it trains, it has
-saved all and ends with 75 (docs/exits.md). A phase alone, on machines of your choice: launch/local.sh.
+A run that was stopped goes on with the same command. Stopped by SIGTERM, SIGUSR2, Ctrl-C or its time limit while it
+trains, it has saved all and ends with 75 (docs/exits.md). A phase alone, on machines of your choice: launch/local.sh.
 """
 
 GRACE_SECONDS = 600
@@ -38,12 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file, such as launch/recipes/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of everything that the run writes")
+    add_time_limit(parser)
     add_watchdog(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands and totals; write nothing")
     accept_overrides_anywhere(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    deadline = math.inf if arguments.time_limit is None else time.time() + arguments.time_limit
     recipe = plan.resolve_paths(load_recipe(arguments.recipe, arguments.overrides))
     run_folder = RunFolder(arguments.run_dir)
     plan.check_frozen(recipe, run_folder)
@@ -57,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         plan.freeze(recipe, run_folder)
         record_source(run_folder)
         plan.link_shared_phases(recipe, run_folder)
-        return walk(steps, lock)
+        return walk(steps, lock, deadline)
 
 
 def with_flags(steps: tuple[Step, ...], arguments: argparse.Namespace) -> tuple[Step, ...]:
@@ -138,10 +142,11 @@ def _git(root: Path, *words: str) -> str | None:
     return result.stdout.decode("utf-8", errors="replace")
 
 
-def walk(steps: tuple[Step, ...], lock: int) -> int:
-    """Run the steps that are not whole, in order.
+def walk(steps: tuple[Step, ...], lock: int, deadline: float = math.inf) -> int:
+    """Run the steps that are not whole, in order, until `deadline`, in seconds since the epoch.
 
-    Returns 0; NOT_FINISHED when a step stopped in good order; or 128 + N after signal N, if the step did not.
+    Returns 0; NOT_FINISHED when a step stopped in good order, or time is up; 128 + N after signal N, if the step did
+    not stop in good order.
 
     Raises LaunchError when a step fails, or ends well without its done-record.
     """
@@ -151,11 +156,20 @@ def walk(steps: tuple[Step, ...], lock: int) -> int:
         if step.whole:
             print(f"{head} (already done)", flush=True)
             continue
+        if time.time() >= deadline:
+            print(f"{head}: not begun, the time limit has passed; the same command goes on from here", flush=True)
+            return NOT_FINISHED
+        if step.trains and deadline < math.inf:
+            flags = ("--time-limit", f"{max(0.0, deadline - time.time()):.0f}")
+            step = dataclasses.replace(step, command=(*step.command, *flags))
         print(f"{head}\n    {shlex.join(step.command)}", flush=True)
         start = time.monotonic()
-        status, stopped_by = _run_child(step, lock)
+        status, stopped_by = _run_child(step, lock, deadline)
         if status == NOT_FINISHED:
             print(f"{head}: not finished, all is saved; the same command goes on from here", flush=True)
+            return NOT_FINISHED
+        if stopped_by and time.time() >= deadline:
+            print(f"{head}: ended by the time limit; the same command goes on from here", flush=True)
             return NOT_FINISHED
         if stopped_by:
             name = signal.Signals(stopped_by).name
@@ -170,8 +184,8 @@ def walk(steps: tuple[Step, ...], lock: int) -> int:
     return 0
 
 
-def _run_child(step: Step, lock: int) -> tuple[int, int]:
-    """Run one command on this terminal. Returns its status and the signal this process was stopped by, or 0.
+def _run_child(step: Step, lock: int, deadline: float) -> tuple[int, int]:
+    """Run one command on this terminal. Returns its status and the signal it was sent first, or 0.
 
     The child leads a process group of its own, so that a signal reaches it once, whether it was typed at the
     terminal or sent to this process, and so that nothing of the group is left behind.
@@ -192,7 +206,7 @@ def _run_child(step: Step, lock: int) -> tuple[int, int]:
         child = _start(step, environment, lock)
         before = {number: signal.signal(number, forward) for number in PASSED_ON}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-        return _wait(child, received), received[0] if received else 0
+        return _wait(child, received, deadline), received[0] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -211,12 +225,15 @@ def _start(step: Step, environment: dict[str, str], lock: int) -> subprocess.Pop
         raise LaunchError(_failure(step, f"could not be started ({error.strerror})")) from error
 
 
-def _wait(child: subprocess.Popen, received: list[int]) -> int:
+def _wait(child: subprocess.Popen, received: list[int], time_limit: float) -> int:
     deadline = None
     while True:
         try:
             return child.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
+            if time.time() >= time_limit and not received:
+                _signal_group(child, signal.SIGTERM)
+                received.append(signal.SIGTERM)
             if received and deadline is None:
                 deadline = time.monotonic() + GRACE_SECONDS
             if deadline is not None and time.monotonic() > deadline:

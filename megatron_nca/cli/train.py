@@ -7,7 +7,7 @@ import typing
 from functools import partial
 from pathlib import Path
 
-from megatron_nca.cli.arguments import accept_overrides_anywhere, add_watchdog
+from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.config.schema import suggest
 from megatron_nca.errors import NOT_FINISHED, ConfigError, MegatronNcaError, explain
@@ -22,6 +22,8 @@ EXAMPLES = """examples:
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/demo
   four ranks, as the phase's parallel settings ask for
     megatron-nca torchrun --nproc-per-node 4 -m megatron_nca train RECIPE --phase text --arm nca --run-dir runs/demo
+  in a job of four hours
+    megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/demo --time-limit 3h55m
   settings on the command line
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/x phases.nca.parallel.tensor=1
 
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
     parser.add_argument("--arm", help="which arm (default: the first that runs this phase)")
     parser.add_argument("--seed", type=int, help="which seed (default: the recipe's first)")
+    add_time_limit(parser)
     add_watchdog(parser)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
     accept_overrides_anywhere(parser)
@@ -48,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     stop.heed_signals()
     from megatron_nca.mcore import parallel
 
+    if arguments.time_limit is not None:
+        stop.deadline = parallel.launched_at() + arguments.time_limit
     parallel.end_with_launcher()
     ranks = parallel.read_ranks()
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -48,6 +49,11 @@ def end_with_launcher() -> None:
     """Under torchrun, die when it dies: a rank that lives on would be a second writer beside the restarted run."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(os.getppid())
+
+
+def launched_at() -> float:
+    """When this process, or the launcher that started it, began; seconds since the epoch."""
+    return psutil.Process(os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()).create_time()
 
 
 def die_with_parent(parent: int) -> None:

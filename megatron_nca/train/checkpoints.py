@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ class _UnderWay:
     run_config: RunConfig
     aside: Path
     path: Path
+    began: float
 
 
 class Saver:
@@ -96,6 +98,8 @@ class Saver:
         self._engine, self._series, self._phase = engine, series, engine.phase
         self._beside, self._needed = beside, needed
         self._under_way: _UnderWay | None = None
+        self.seconds: float | None = None
+        """That the longest save took from its beginning to its final name, None before the first."""
         agree(self._on_first(self._clear, series.path))
 
     def save(self, run_config: RunConfig) -> None:
@@ -104,13 +108,14 @@ class Saver:
         Raises DataError.
         """
         self.finish()  # so that free space is counted when all of the one before is written and old ones are gone
+        began = time.perf_counter()
         path = self._series.iteration(run_config.iteration)
         # A name of its own: a writer that has outlived its training elsewhere cannot write into this one.
         aside = path.with_name(f".{path.name}.{gather(secrets.token_hex(4))[0]}.tmp")
         agree(self._on_first(lambda: self._prepare(aside), aside))
         error = None
         try:
-            self._under_way = _UnderWay(self._engine.start_save(aside), run_config, aside, path)
+            self._under_way = _UnderWay(self._engine.start_save(aside), run_config, aside, path, began)
         except CheckpointError as failure:
             error = _failed(run_config, failure)
         except OSError as failure:
@@ -140,6 +145,11 @@ class Saver:
             raise _failed(save.run_config, failure) from failure
         agree(error)
         agree(self._on_first(lambda: self._publish(save, records), save.path))
+        self.seconds = max(self.seconds or 0.0, time.perf_counter() - save.began)
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._under_way is not None
 
     def close(self) -> None:
         """Not collective: give up a save that is still under way, for training has failed."""

@@ -17,7 +17,7 @@ from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets, gather
 from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import checkpoints, provenance
 from megatron_nca.train.metrics import Clock, Metrics
-from megatron_nca.train.stopping import Stop
+from megatron_nca.train.stopping import Pace, Stop
 from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
 
 logger = logging.getLogger("megatron_nca.train")
@@ -57,7 +57,9 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         lock = _agreed(lambda: _begin(folder) if ranks.is_first else None)
         at("loading the checkpoint")
         start = checkpoints.starting_point(folder, ranks, phase.verify_checkpoints)
+        began = time.perf_counter()
         loaded = _agreed(lambda: engine.load(start))
+        pace = Pace(time.perf_counter() - began)
         resumed = start != folder.initial
         at("opening the data")
         supply = _supply(job, ranks, loaded.consumed_sequences if resumed else 0)
@@ -94,7 +96,7 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         length = model.sequence_length
         metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, length, clock)
         try:
-            return _loop(job, engine, data, supply, metrics, saver, run_config, stop, at)
+            return _loop(job, engine, data, supply, metrics, saver, run_config, stop, pace, at)
         finally:
             metrics.close()
     finally:
@@ -126,6 +128,7 @@ def _loop(
     saver: checkpoints.Saver,
     run_config: RunConfig,
     stop: Stop,
+    pace: Pace,
     at: Callable,
 ) -> bool:
     waiting = metrics.clock.waiting
@@ -133,18 +136,24 @@ def _loop(
     iteration, consumed = run_config.iteration, run_config.consumed_sequences
 
     def validate() -> None:
+        began = time.perf_counter()
         batches = data.validation_batches(phase.validation_sequences, phase.micro_batch_size, engine.device)
         batches = named(batches, "validation")
         result = engine.evaluate(waiting.over(batches), phase.validation_sequences, data.buckets)
         metrics.validation(iteration, consumed, result.loss, result.loss_by_position, data.bucket_tokens)
+        pace.validated(time.perf_counter() - began)
 
     def named(batches: Iterator[dict], what: str) -> Iterator[dict]:
         for number, micro_batch in enumerate(batches, 1):
             at(f"iteration {iteration + (what == 'training')}, {what}, micro-batch {number}", True)
             yield micro_batch
 
-    def is_due(interval: int) -> bool:
-        return iteration % interval == 0 or iteration == phase.iterations
+    def is_due(interval: int, number: int) -> bool:
+        return number % interval == 0 or number == phase.iterations
+
+    def votes() -> list[float]:
+        saves = 1 + is_due(phase.save_interval, iteration + 1) + saver.is_under_way
+        return stop.votes(pace.to_go_on(saver.seconds, saves, is_due(phase.validation_interval, iteration + 1)))
 
     def save() -> None:
         nonlocal run_config
@@ -152,10 +161,9 @@ def _loop(
         run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256)
         saver.save(run_config)
 
-    heard = [sum(votes) for votes in zip(*gather(stop.votes()), strict=True)]
-    reason = stop.decide(heard)
+    reason = stop.decide([sum(count) for count in zip(*gather(votes()), strict=True)])
     # The first thing measured is the model as the converter left it. A training that stopped left out what was due.
-    if not reason and is_due(phase.validation_interval) and gather(metrics.validated_at)[0] != iteration:
+    if not reason and is_due(phase.validation_interval, iteration) and gather(metrics.validated_at)[0] != iteration:
         validate()
 
     while iteration < phase.iterations and not reason:
@@ -166,10 +174,12 @@ def _loop(
         with waiting:
             supply.wait(consumed + batch)
         batches = named(data.train_batches(consumed, batch, phase.micro_batch_size, engine.device), "training")
-        result = engine.train_step(waiting.over(batches), iteration, stop.votes)
+        result = engine.train_step(waiting.over(batches), iteration, votes)
         # -----------------------------------------------------------------------------
         iteration, consumed = iteration + 1, consumed + batch
-        metrics.train(iteration, consumed, batch, result, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        pace.iterated(seconds)
+        metrics.train(iteration, consumed, batch, result, seconds)
         if not math.isfinite(result.loss):
             raise LaunchError(
                 f"lm loss = {result.loss} at iteration {iteration} of phase {job.phase}: training has diverged. "
@@ -181,9 +191,9 @@ def _loop(
         if reason:
             save()
             break
-        if is_due(phase.validation_interval):
+        if is_due(phase.validation_interval, iteration):
             validate()
-        if is_due(phase.save_interval):
+        if is_due(phase.save_interval, iteration):
             supply.look()
             save()
 

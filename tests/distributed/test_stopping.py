@@ -27,13 +27,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def recipe(folder: Path) -> Path:
-    values = recipe_values(iterations=ITERATIONS, async_save=True, attention_dropout=0.1)
+def recipe(folder: Path, iterations: int = ITERATIONS) -> Path:
+    values = recipe_values(iterations=iterations, async_save=True, attention_dropout=0.1)
     values["model"]["num_layers"] = 2
     values["phases"] = {PHASE: {**values["phases"][PHASE], "save_interval": 40}}
     values["arms"] = {PHASE: {"steps": [{"phase": PHASE}]}}
     values["control"] = PHASE
-    path = folder / "recipe.yaml"
+    path = folder / f"recipe{iterations}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -52,7 +52,7 @@ def folder(run: Path) -> Path:
 
 
 def launch(run: Path) -> subprocess.Popen:
-    words = command("run", run.parent / "recipe.yaml", "--run-dir", run)
+    words = command("run", recipe(run.parent), "--run-dir", run)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True)  # fmt: skip
@@ -72,13 +72,17 @@ def ranks(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def stopped(run: Path, process: subprocess.Popen, reason: str) -> dict:
-    """The record of a training that stopped in good order."""
+    """The record of a training that `run` began and that stopped in good order."""
     said, _ = process.communicate(timeout=240)
-    assert process.returncode == NOT_FINISHED, said
-    assert said.count(f"stopped by {reason} after iteration") == 1, said
-    assert "Traceback" not in said and "all is saved; the same command goes on from here" in said
+    assert "all is saved; the same command goes on from here" in said
+    return checked(run, process.returncode, said, reason)
+
+
+def checked(run: Path, code: int, said: str, reason: str) -> dict:
+    assert code == NOT_FINISHED, said
+    assert said.count(f"stopped by {reason} after iteration") == 1 and "Traceback" not in said
     record = json.loads((folder(run) / "stopped.json").read_text())
-    assert record["stopped by"] == reason and record["iteration"] < ITERATIONS == record["iterations"]
+    assert record["stopped by"] == reason and 0 < record["iteration"] < record["iterations"]
     assert record["checkpoint"] == f"checkpoints/iter_{record['iteration']:07d}"
     assert file_list.flaws(folder(run) / record["checkpoint"], (0, 1)) == []
     assert not list(folder(run).glob("checkpoints/.*")), "nothing half-written stays"
@@ -107,3 +111,21 @@ def test_stopped_twice_and_the_same_floats(unbroken: Path) -> None:
         lines = [[{key: value for key, value in line.items() if key not in TIMES}
                   for line in read_metrics(where, PHASE, PHASE, kind)] for where in (run, unbroken)]  # fmt: skip
         assert lines[0] == lines[1]
+
+
+def test_a_time_limit_is_met(unbroken: Path) -> None:
+    """One rank, a training that would take an hour, and a limit that follows from how fast Megatron starts here."""
+    starting = modified(folder(unbroken) / "initial/account.json") - modified(unbroken / "data/nca/validation.json")
+    limit = 3 * starting + 15
+    run = started(unbroken.parent / "limited", unbroken)
+    words = ["train", recipe(run.parent, 100_000), "--phase", PHASE, "--run-dir", run, "--time-limit", f"{limit:.1f}s"]
+    begun = time.monotonic()
+    result = execute(command(*words, f"phases.{PHASE}.parallel.pipeline=1"), check=False)
+    taken = time.monotonic() - begun
+    record = checked(run, result.returncode, result.stdout + result.stderr, "time limit")
+    print(f"limit {limit:.1f} s, taken {taken:.1f} s, iteration {record['iteration']}")
+    assert limit - 20 < taken < limit
+
+
+def modified(path: Path) -> float:
+    return path.stat().st_mtime

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 from megatron_nca import plan
 from megatron_nca.__main__ import main
 from megatron_nca.cli import run as verb
+from megatron_nca.cli.arguments import duration
 from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
@@ -80,6 +82,7 @@ WALKER = """
 import sys
 from pathlib import Path
 from megatron_nca.cli import run as verb
+from megatron_nca.cli.arguments import duration
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
 folder = Path(sys.argv[1])
@@ -120,6 +123,37 @@ def test_a_child_that_stopped_in_good_order(tmp_path, capfd):
     with verb.locked(RunFolder(tmp_path)) as lock:
         assert verb.walk((shell("x", "exit 75", tmp_path / "done"),), lock) == NOT_FINISHED == 75
     assert "the same command goes on" in capfd.readouterr().out
+
+
+def test_time_is_up(tmp_path, capfd):
+    """While a step is at work that cannot stop in good order, and before one is begun."""
+    steps = (shell("x", "sleep 60", tmp_path / "done"),)
+    with verb.locked(RunFolder(tmp_path)) as lock:
+        assert verb.walk(steps, lock, time.time() + 0.5) == NOT_FINISHED
+        assert verb.walk(steps, lock, time.time()) == NOT_FINISHED
+    said = capfd.readouterr().out
+    assert "ended by the time limit" in said and "not begun" in said
+
+
+def test_trainings_are_given_flags_that_are_no_part_of_a_recipe(tmp_path, capfd):
+    step = shell("x", 'echo "$@"; exit 75', tmp_path / "done", trains=True)
+    step = replace(step, command=(*step.command, "sh"))
+    with verb.locked(RunFolder(tmp_path)) as lock:
+        assert verb.walk((step,), lock, time.time() + 100) == NOT_FINISHED
+    given = capfd.readouterr().out
+    assert "\n--time-limit 100\n" in given or "\n--time-limit 99\n" in given
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("3h50m", 13800), ("90", 90), ("1d1s", 86401), ("2.5s", 2.5)])
+def test_durations(text, seconds):
+    assert duration(text) == seconds
+
+
+def test_what_is_no_duration_is_refused(tmp_path, capsys):
+    for words in (["--time-limit", "soon"], ["--time-limit", ""], ["--watchdog", "1s"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["run", "r.yaml", "--run-dir", str(tmp_path / "x"), *words])
+        assert "Cure" in capsys.readouterr().err
 
 
 def test_a_second_signal_kills_a_child_that_does_not_listen(tmp_path):
