@@ -47,6 +47,30 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BadLoss:
+    """What is done about a loss, or with clip_grad a gradient norm, that is not finite, or a loss that leaps.
+
+    No update is made with it, in either case; learning rate and data go on as if it had been.
+    """
+
+    action: Literal["stop", "skip"] = "stop"
+    """End with an error, or leave out the update and go on."""
+    in_a_row: int | None = None
+    """With skip: so many are tolerated one after the other, and the next one ends training; None: any number."""
+    spike: float | None = None
+    """A loss above so many times its running level (the mean of about 50 good ones) is bad too; None: none is."""
+
+    def __post_init__(self) -> None:
+        if self.spike is not None and not self.spike > 1:
+            reason = "would call a loss bad that is at its running level."
+            raise ConfigError(explain("on_bad_loss.spike", self.spike, reason, "give a factor above 1, such as 1.5."))
+        if self.in_a_row is not None and (self.in_a_row < 1 or self.action != "skip"):
+            cure = "give a positive number beside action: skip, or leave it out."
+            reason = "counts bad losses that are skipped."
+            raise ConfigError(explain("on_bad_loss.in_a_row", self.in_a_row, reason, cure))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """Training on one dataset, from an initial checkpoint to a last one."""
 
@@ -66,6 +90,7 @@ class Phase:
     attention_dropout_iterations: int | None = None
     """Dropout is on for so many iterations, None: for all. The released text phases lose it at their first
     validation (E1)."""
+    on_bad_loss: BadLoss = field(default_factory=BadLoss)
     validation_interval: int = 100
     validation_sequences: int = 256
     """Sequences of each validation; always the same ones, from the front of the held-out set."""

@@ -1,6 +1,6 @@
 """What a checkpoint says of itself, in the `run_config.yaml` beside its tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_nca.config.model import ModelConfig
@@ -8,6 +8,18 @@ from megatron_nca.config.schema import build, read_yaml
 from megatron_nca.errors import CheckpointError, ConfigError
 
 FILE_NAME = "run_config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecord:
+    """What training remembers of its losses to judge the next one."""
+
+    level: float | None = None
+    """Running mean of good losses, nats; None before the first."""
+    bad_in_a_row: int = 0
+    """Just before."""
+    skipped: int = 0
+    """Updates left out because of a bad loss or gradient, in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +35,7 @@ class RunConfig:
     """Of the training .bin, so that a resume on other data is refused; None while data were still being made."""
     data_digest: str | None = None
     """Of the settings of data that nodes make for themselves, which are known before the data."""
+    losses: LossRecord = field(default_factory=LossRecord)
     optimizer: bool = False
     """Whether optimizer state is inside: true for training's own, false for the converter's."""
 

@@ -35,7 +35,7 @@ class StepResult:
     """That this step used."""
     loss_scale: float
     skipped: bool
-    """Whether the update was left out because a gradient was not finite (fp16 loss scaling)."""
+    """Whether the update was left out: the loss was not accepted, or a gradient was not finite."""
     votes: tuple[float, ...] = ()
     """Sums over all ranks of what each of them voted."""
 
@@ -92,12 +92,18 @@ class Engine:
             self._held = held_positions(self.model_config.sequence_length, *place).to(self.device)
 
     def train_step(
-        self, batches: Iterator[dict], iteration: int, votes: Callable[[], Sequence[float]] = tuple
+        self,
+        batches: Iterator[dict],
+        iteration: int,
+        accepts: Callable[[float], bool] = math.isfinite,
+        votes: Callable[[], Sequence[float]] = tuple,
     ) -> StepResult:
         """One optimizer step on the micro-batches of `batches`; `iteration` counts from 0.
 
         Their number follows from the sequences consumed so far, as the learning rate does. `votes` is asked on every
-        rank once its gradients are there; the sums come with the loss, at no collective of their own.
+        rank once its gradients are there; the sums come with the loss, at no collective of their own. No update is made
+        with a loss that `accepts` rejects, which all ranks ask about the same bits, nor with a gradient whose norm is
+        known (clip_grad) and not finite: weights and optimizer states are as they were.
         """
         batch_size = self.phase.batch_sizes.at(self.schedule.num_steps)
         self._config.attention_dropout = self.phase.dropout_at(iteration)
@@ -110,11 +116,14 @@ class Engine:
         sums = self._schedule(batches, batch_size, forward_only=False)
         loss_sum, tokens, *voted = self._sum(sums, 2, votes())
         learning_rate, loss_scale = self.learning_rate, float(self.optimizer.get_loss_scale())
-        updated, grad_norm, _ = self.optimizer.step()
+        updated, grad_norm = False, math.nan
+        loss = loss_sum / tokens
+        if accepts(loss):
+            updated, grad_norm, _ = self.optimizer.step()
         # Also after a skipped update: the rate is a function of the iteration, which a resume knows.
         self.schedule.step(increment=batch_size)
         return StepResult(
-            loss=loss_sum / tokens,
+            loss=loss,
             grad_norm=float(grad_norm or 0.0),
             learning_rate=learning_rate,
             loss_scale=loss_scale,

@@ -1,5 +1,7 @@
 """Gradient buffers, the distributed optimizer and the schedule."""
 
+import math
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -55,7 +57,26 @@ def build_optimizer(chunks: list[DistributedDataParallel], phase: Phase) -> obje
         overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
     )
     # None asks Megatron for its habit (no decay on 1-D parameters), an empty mapping for decay on all.
-    return get_megatron_optimizer(config, chunks, config_overrides={} if settings.decay_norms else None)
+    optimizer = get_megatron_optimizer(config, chunks, config_overrides={} if settings.decay_norms else None)
+    _withhold_what_is_not_finite(optimizer)
+    return optimizer
+
+
+def _withhold_what_is_not_finite(optimizer: object) -> None:
+    """Make no update when the norm of the gradient is not finite, which clipping would divide all weights' by.
+
+    Megatron looks at gradients for fp16's loss scaling only. The norm is the same on all ranks.
+    """
+    norm, measure, update = [0.0], optimizer.get_grad_norm, optimizer.step_with_ready_grads
+
+    def get_grad_norm() -> float:
+        norm[0] = float(measure())
+        return norm[0]
+
+    def step_with_ready_grads() -> bool:
+        return math.isfinite(norm[0]) and update()
+
+    optimizer.get_grad_norm, optimizer.step_with_ready_grads = get_grad_norm, step_with_ready_grads
 
 
 def build_schedule(optimizer: object, phase: Phase) -> OptimizerParamScheduler:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_nca import file_list, files
-from megatron_nca.config.run_config import FILE_NAME, RunConfig
+from megatron_nca.config.run_config import FILE_NAME, LossRecord, RunConfig
 from megatron_nca.config.schema import to_yaml
 from megatron_nca.errors import CheckpointError, DataError
 from megatron_nca.mcore.engine import Engine, Ranks, agree, gather
@@ -238,7 +238,8 @@ def check_same_data(run_config: RunConfig, checkpoint: Path, sha256: str | None,
             )
 
 
-def at_iteration(run_config: RunConfig, iteration: int, consumed: int, data_sha256: str | None) -> RunConfig:
-    return dataclasses.replace(
-        run_config, iteration=iteration, consumed_sequences=consumed, data_sha256=data_sha256, optimizer=True
-    )
+def at_iteration(
+    run_config: RunConfig, iteration: int, consumed: int, data_sha256: str | None, losses: LossRecord
+) -> RunConfig:
+    now = {"iteration": iteration, "consumed_sequences": consumed, "data_sha256": data_sha256, "losses": losses}
+    return dataclasses.replace(run_config, optimizer=True, **now)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +10,12 @@ from functools import partial
 
 from megatron_nca import files
 from megatron_nca.config.recipe import Recipe
-from megatron_nca.config.run_config import RunConfig
+from megatron_nca.config.run_config import LossRecord, RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
 from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets, gather
 from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import checkpoints, provenance
+from megatron_nca.train.losses import Losses
 from megatron_nca.train.metrics import Clock, Metrics
 from megatron_nca.train.stopping import Pace, Stop
 from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
@@ -77,6 +77,7 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
             data_digest=supply.digest,
             iteration=loaded.iteration if resumed else 0,
             consumed_sequences=loaded.consumed_sequences if resumed else 0,
+            losses=loaded.losses if resumed else LossRecord(),
             optimizer=resumed,
         )
         if ranks.is_first:
@@ -134,6 +135,7 @@ def _loop(
     waiting = metrics.clock.waiting
     phase = job.recipe.phases[job.phase]
     iteration, consumed = run_config.iteration, run_config.consumed_sequences
+    losses = Losses(phase.on_bad_loss, run_config.losses)
 
     def validate() -> None:
         began = time.perf_counter()
@@ -158,7 +160,7 @@ def _loop(
     def save() -> None:
         nonlocal run_config
         at(f"iteration {iteration}, saving")
-        run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256)
+        run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256, losses.record)
         saver.save(run_config)
 
     reason = stop.decide([sum(count) for count in zip(*gather(votes()), strict=True)])
@@ -174,17 +176,13 @@ def _loop(
         with waiting:
             supply.wait(consumed + batch)
         batches = named(data.train_batches(consumed, batch, phase.micro_batch_size, engine.device), "training")
-        result = engine.train_step(waiting.over(batches), iteration, votes)
+        result = engine.train_step(waiting.over(batches), iteration, losses.accepts, votes)
         # -----------------------------------------------------------------------------
         iteration, consumed = iteration + 1, consumed + batch
         seconds = time.perf_counter() - started
         pace.iterated(seconds)
         metrics.train(iteration, consumed, batch, result, seconds)
-        if not math.isfinite(result.loss):
-            raise LaunchError(
-                f"lm loss = {result.loss} at iteration {iteration} of phase {job.phase}: training has diverged. "
-                "Cure: lower optimizer.lr, or set optimizer.clip_grad."
-            )
+        losses.note(iteration, job.phase, result)
         saver.look()
         if iteration < phase.iterations:
             reason = stop.decide(result.votes)
@@ -220,6 +218,7 @@ def _write_record(
         "checkpoint": str(checkpoint.relative_to(folder.path)),
         "consumed tokens": reached.consumed_sequences * engine.model_config.sequence_length,
         "lm loss validation": metrics.last_validation_loss,
+        "skipped updates": reached.losses.skipped,
         **metrics.clock.record(),
     }
     if stopped_by:

@@ -1,8 +1,9 @@
-"""`megatron-nca train` with a rank that comes to harm in the second micro-batch of iteration 7.
+"""`megatron-nca train` with a rank that comes to harm, or whose loss is no number, in micro-batch 2 of iteration 7.
 
     megatron-nca torchrun --nproc-per-node N faulty.py FAULT RANK train RECIPE ...
 """
 
+import math
 import os
 import signal
 import sys
@@ -45,9 +46,25 @@ def harmed(forward: Callable, fault: Callable[[], None]) -> Callable:
     return step
 
 
+def spoilt(loss: Callable) -> Callable:
+    """Our loss function, on a last stage."""
+    calls = 0
+
+    def step(*arguments: object, positions: object) -> tuple:
+        nonlocal calls
+        calls += positions is None  # only training
+        factor = math.nan if calls == 14 and positions is None else 1.0
+        total, tokens, logged = loss(*arguments, positions=positions)
+        return total * factor, tokens, logged * factor
+
+    return step
+
+
 if __name__ == "__main__":
     fault, rank = sys.argv[1:3]
-    if os.environ["RANK"] == rank:
+    if os.environ["RANK"] == rank and fault == "spoilt":
+        engine._loss = spoilt(engine._loss)
+    elif os.environ["RANK"] == rank:
         engine._forward = harmed(engine._forward, globals()[fault])
     if fault == "hangs":
         watchdog.STUCK_SECONDS = 4

@@ -5,7 +5,10 @@ import re
 import subprocess
 from pathlib import Path
 
+import yaml
 from launching import command, execute
+
+from megatron_nca.mcore.torch_dist import TorchDistReader
 
 FAULTY = Path(__file__).parent / "faulty.py"
 PHASE = "tp2"
@@ -13,20 +16,27 @@ AT_ONCE = ("--shutdown-timeout", "5")
 """Seconds until the launcher kills what does not end by itself."""
 
 
+def trained(
+    run_folder: Path, folder: Path, name: str, fault: str, rank: int, *flags: object
+) -> tuple[subprocess.CompletedProcess, Path]:
+    """A training of two ranks of which one has a fault, and the phase's folder."""
+    run = folder / fault
+    run.mkdir()
+    for part in ("recipe.yaml", "data"):
+        (run / part).symlink_to(run_folder / part)
+    phase = run / f"arms/{name}/seed0/{name}"
+    phase.mkdir(parents=True)
+    (phase / "initial").symlink_to(run_folder / "arms/tp1pp1/seed0/tp1pp1/initial")
+    training = ["train", run / "recipe.yaml", "--phase", name, "--arm", name, "--run-dir", run, *flags]
+    launch = command("torchrun", "--standalone", *AT_ONCE, "--nproc-per-node", 2, FAULTY, fault, rank, *training)
+    return execute(launch, check=False), phase
+
+
 def faulty(
     run_folder: Path, folder: Path, fault: str, rank: int, *flags: object
 ) -> tuple[subprocess.CompletedProcess, dict]:
     """A training of two ranks of which one comes to harm, and the record it leaves."""
-    run = folder / fault
-    run.mkdir()
-    for name in ("recipe.yaml", "data"):
-        (run / name).symlink_to(run_folder / name)
-    phase = run / f"arms/{PHASE}/seed0/{PHASE}"
-    phase.mkdir(parents=True)
-    (phase / "initial").symlink_to(run_folder / "arms/tp1pp1/seed0/tp1pp1/initial")
-    training = ["train", run / "recipe.yaml", "--phase", PHASE, "--arm", PHASE, "--run-dir", run, *flags]
-    launch = command("torchrun", "--standalone", *AT_ONCE, "--nproc-per-node", 2, FAULTY, fault, rank, *training)
-    result = execute(launch, check=False)
+    result, phase = trained(run_folder, folder, PHASE, fault, rank, *flags)
     seconds = (phase / "failed.json").stat().st_mtime - (phase / "metrics.jsonl").stat().st_mtime
     print(f"{fault}: said {seconds:.1f} s after the last whole iteration")
     assert not (phase / "done.json").exists() and not (phase / "stopped.json").exists()
@@ -34,6 +44,25 @@ def faulty(
     assert result.stderr.count("All ranks end.") == 1, result.stderr
     assert record["message"] in result.stderr
     return result, record
+
+
+def test_a_bad_loss_is_skipped_by_all_stages(run_folder: Path, tmp_path: Path) -> None:
+    """The last of two stages has a loss that is no number; neither makes the update, and training goes on."""
+    settings = {"on_bad_loss.action": "skip", "iterations": 8, "save_interval": 1, "keep_checkpoints": 8}
+    flags = [f"phases.pp2.{name}={value}" for name, value in settings.items()]
+    result, phase = trained(run_folder, tmp_path, "pp2", "spoilt", 1, *flags)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((phase / "done.json").read_text())["skipped updates"] == 1
+    lines = [line for line in map(json.loads, (phase / "metrics.jsonl").read_text().splitlines()) if "skipped" in line]
+    assert [line["iteration"] for line in lines if line["skipped"]] == [7] == [
+        line["iteration"] for line in lines if line["lm loss"] is None
+    ]  # fmt: skip
+    six, seven, eight = (TorchDistReader(phase / f"checkpoints/iter_000000{number}") for number in (6, 7, 8))
+    assert len(six.table) == 4 * 9, "weights, fp32 weights and two moments"
+    assert all((six.read(key) == seven.read(key)).all() for key in six.table)
+    assert not any((seven.read(key) == eight.read(key)).all() for key in six.table)
+    kept = yaml.safe_load((phase / "checkpoints/iter_0000007/run_config.yaml").read_text())["losses"]
+    assert kept["bad_in_a_row"] == kept["skipped"] == 1
 
 
 def test_an_exception(run_folder: Path, tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ def save_in_background(run: Path) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump(values))
 
 
+def diverging(run: Path) -> None:
+    """Weights of 1e30 after the first update."""
+    values = yaml.safe_load((run / "recipe.yaml").read_text())
+    values["phases"][PHASE]["optimizer"] |= {"lr": 1e30, "min_lr": 1e30, "warmup_iterations": 0}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(values))
+
+
 CASES: dict[Callable, list[str]] = {
     no_initial_checkpoint: ["there is no initial checkpoint", "convert transfer"],
     other_vocabulary: ["holds another model", "vocab_size is 300, expected 83"],
@@ -122,6 +129,7 @@ CASES: dict[Callable, list[str]] = {
     missing_data: ["train.json", "Cure"],
     full: ["saving iteration 10 failed", "File too large", "free space"],
     full_in_background: ["saving iteration 10 failed", "File too large", "free space"],
+    diverging: ["at iteration 2 of phase tp2", "is not finite", "No update was made with it", "on_bad_loss"],
     killed_writer: ["saving iteration 10 failed", "rank 1: ", "was killed by SIGKILL"],
 }
 
