@@ -22,7 +22,8 @@ $(PACKAGES): $(wildcard requirements/*)
 	@requirements/check_system.sh $(PYTHON)
 	$(PYTHON) -m venv .venv
 	version=$$($(BIN)/python -c 'import sys; print("py312" if sys.version_info >= (3, 12) else "py311")') && \
-	$(PIP) install -q -r requirements/base-$$version.txt -r requirements/dev.txt
+	$(PIP) install -q -r requirements/base-$$version.txt \
+		-r requirements/dev.txt -r requirements/deepspeed.txt
 	@touch $@
 
 $(BUILT): $(PACKAGES) setup.py pyproject.toml $(wildcard csrc/*)

@@ -84,18 +84,16 @@ def _phase(recipe: object, name: str, arguments: argparse.Namespace) -> dict:
     """All figures of a phase; memory of each pipeline stage."""
     from megatron_nca import plan
     from megatron_nca.account import flops, layout, memory, parameters
-    from megatron_nca.config.parallel import Recompute
     from megatron_nca.config.schema import to_dict
 
     phase, model = recipe.phases[name], recipe.model_config(name)
     if arguments.world_size is not None:
         phase = dataclasses.replace(phase, parallel=layout.at_world_size(phase.parallel, arguments.world_size))
-    parallel, counted, on_gpu = phase.parallel, parameters.parameters(model), arguments.device != "cpu"
+    parallel, counted = phase.parallel, parameters.parameters(model)
+    if arguments.build and parallel.engine != "megatron":
+        reason = f"parallel.engine is {parallel.engine!r}, of which no rank can be built alone."
+        raise ConfigError(explain("--build", True, reason, "leave it out, or set parallel.engine to megatron."))
     micro_batches = phase.global_batch_size // (phase.micro_batch_size * parallel.data)
-    stages, fully = (
-        memory.memory(model, split, phase.precision, phase.micro_batch_size, micro_batches, on_gpu=on_gpu)
-        for split in (parallel, dataclasses.replace(parallel, recompute=Recompute(granularity="full")))
-    )
     tokens = plan.phase_tokens(recipe, name)
     total = flops.flops_per_token(model) * tokens
     peak = DEVICES[arguments.device].peak_flops(phase.precision)
@@ -118,16 +116,14 @@ def _phase(recipe: object, name: str, arguments: argparse.Namespace) -> dict:
             "virtual_pipeline": parallel.virtual_pipeline,
             "context": parallel.context,
             "data": parallel.data,
+            "engine": parallel.engine,
             "devices": parallel.world_size,
             "sequence_parallel": parallel.sequence_parallel,
             "recompute": to_dict(parallel.recompute),
             "micro_batches": micro_batches,
             "micro_batch_size": phase.micro_batch_size,
         },
-        "memory_bytes": [
-            {**dataclasses.asdict(stage), "total": stage.total, "total_recomputed_in_full": less.total}
-            for stage, less in zip(stages, fully, strict=True)
-        ],
+        "memory_bytes": _memory(model, phase, micro_batches, arguments.device != "cpu"),
         "flops_per_token": flops.flops_per_token(model),
         "flops": total,
         "peak_flops": peak,
@@ -137,6 +133,23 @@ def _phase(recipe: object, name: str, arguments: argparse.Namespace) -> dict:
     if arguments.build:
         figures["built"] = _build(model, phase, arguments.rank, micro_batches)
     return figures
+
+
+def _memory(model: object, phase: object, micro_batches: int, on_gpu: bool) -> list[dict] | None:
+    """Of each pipeline stage; None for an engine whose memory is not counted."""
+    from megatron_nca.account.memory import memory
+    from megatron_nca.config.parallel import Recompute
+
+    if phase.parallel.engine != "megatron":
+        return None
+    stages, fully = (
+        memory(model, split, phase.precision, phase.micro_batch_size, micro_batches, on_gpu=on_gpu)
+        for split in (phase.parallel, dataclasses.replace(phase.parallel, recompute=Recompute(granularity="full")))
+    )
+    return [
+        {**dataclasses.asdict(stage), "total": stage.total, "total_recomputed_in_full": less.total}
+        for stage, less in zip(stages, fully, strict=True)
+    ]
 
 
 def _build(model: object, phase: object, rank: int, micro_batches: int) -> dict:
@@ -236,6 +249,8 @@ PARTS = {
 
 
 def _memory_in_words(phase: dict, device: dict) -> list[str]:
+    if phase["memory_bytes"] is None:
+        return [f"  memory        not counted for the engine {phase['layout']['engine']}"]
     stage = max(phase["memory_bytes"], key=lambda stage: stage["total"])
     lines = [f"  memory        of a device of stage {stage['stage']}, the fullest of {len(phase['memory_bytes'])}:"]
     lines += [f"    {words:<26}{_gib(stage[part])}" for part, words in PARTS.items() if stage[part]]

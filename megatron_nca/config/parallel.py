@@ -68,6 +68,10 @@ class ParallelConfig:
     context: int = 1
     """Ranks over which each sequence is split, activations with it."""
     data: int = 1
+    engine: Literal["megatron", "deepspeed"] = "megatron"
+    """What reduces gradients, updates weights and divides the optimizer's states among copies of the model."""
+    zero_stage: Literal[1, 2, 3] | None = None
+    """Of deepspeed, None: 1. What copies share out: 1 the optimizer's states, 2 gradients too, 3 weights too."""
     sequence_parallel: bool = False
     """Split norms and dropout along the sequence over the tensor-parallel ranks."""
     overlap_grad_reduce: bool | None = None
@@ -89,6 +93,34 @@ class ParallelConfig:
         if self.overlap_param_gather and not self.overlap_grad_reduce:
             reason = f"needs overlap_grad_reduce, which is {self.overlap_grad_reduce}."
             _refuse("overlap_param_gather", True, reason, "set both to true.")
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        """Refuse what only one of the two engines has."""
+        if self.engine == "megatron":
+            if self.zero_stage is not None:
+                reason = "means nothing under engine 'megatron', which always divides the optimizer's states."
+                _refuse("zero_stage", self.zero_stage, reason, "leave it out, or set parallel.engine: deepspeed.")
+            return
+        cure = "leave it out, or set parallel.engine: megatron."
+        for name, idle, reason in (
+            ("pipeline", 1, "engine 'deepspeed' runs no schedule of pipeline stages."),
+            ("context", 1, "engine 'deepspeed' splits no sequences."),
+            ("sequence_parallel", False, "engine 'deepspeed' sums no norms' gradients over tensor-parallel ranks."),
+            ("overlap_param_gather", None, "engine 'deepspeed' gathers updated weights in its own way."),
+        ):
+            if getattr(self, name) != idle:
+                _refuse(name, getattr(self, name), reason, cure)
+
+    def check_precision(self, precision: str, fp8: str | None) -> None:
+        """Raise ConfigError if the engine cannot train in it."""
+        if self.engine == "deepspeed":
+            if precision == "fp16":
+                reason = "under parallel.engine 'deepspeed' a resume would lose its loss scale."
+                raise ConfigError(explain("precision", precision, reason, "set bf16 or fp32, or engine: megatron."))
+            if fp8:
+                reason = "is not offered with parallel.engine 'deepspeed'."
+                raise ConfigError(explain("fp8", fp8, reason, "leave fp8 out, or set engine: megatron."))
 
     @property
     def world_size(self) -> int:

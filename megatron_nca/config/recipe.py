@@ -134,6 +134,7 @@ class Phase:
         if self.fp8 and self.precision != "bf16":
             reason = f"stands over bf16, not {self.precision}."
             raise ConfigError(explain("fp8", self.fp8, reason, "set precision bf16."))
+        self.parallel.check_precision(self.precision, self.fp8)
         sizes = {f"rampup_batch_size, a batch of {size}": size for size in self.batch_sizes.sizes[:-1]}
         sizes |= {name: getattr(self, name) for name in ("global_batch_size", "validation_sequences")}
         self.parallel.check_batches(sizes, self.micro_batch_size)

@@ -1,5 +1,6 @@
-"""All that the training loop sees of Megatron: a model that takes steps, evaluates, saves and loads."""
+"""All that the training loop sees of Megatron and DeepSpeed: a model that takes steps, evaluates, saves and loads."""
 
+import contextlib
 import itertools
 import math
 import platform
@@ -48,34 +49,47 @@ class Evaluation:
 
 
 class Engine:
-    """One phase's model on this rank. Building it is collective; so is every method."""
+    """One phase's model on this rank, in Megatron's engine. Building it is collective; so is every method."""
 
     def __init__(self, model: ModelConfig, phase: Phase, ranks: Ranks, seed: int) -> None:
         self.model_config, self.phase, self.ranks, self.seed = model, phase, ranks, seed
         patches.quiet()
-        from megatron_nca.mcore import stack
-
-        stack.check_precision(phase)  # before a group is joined, and alike on every rank
+        self._check_machine()
         self.device = parallel.initialise(phase.parallel, ranks)
         self.adam = patches.install()
+        from megatron.core.utils import get_model_config
+
         from megatron_nca.mcore import model as models
-        from megatron_nca.mcore import optim
+        from megatron_nca.mcore import optim, stack
 
         parallel.seed_streams(seed, 0)
         chosen = stack.choose(phase)
         self.layers = chosen.name
-        self.chunks = optim.wrap(models.build(model, phase, chosen, self.device), phase.parallel)
-        self.optimizer = optim.build_optimizer(self.chunks, phase)
+        chunks = models.build(model, phase, chosen, self.device)
+        self._config = get_model_config(chunks[0])
+        self._numel = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+        self._wrap(chunks)
         self.schedule = optim.build_schedule(self.optimizer, phase)
+
+    def _check_machine(self) -> None:
+        """Raise ConfigError if something lacks here, before a group is joined, and alike on every rank."""
+        from megatron_nca.mcore import stack
+
+        stack.check_precision(self.phase)
+
+    def _wrap(self, chunks: list[torch.nn.Module]) -> None:
+        """Put the engine around the model: `chunks` and `optimizer`."""
+        from megatron_nca.mcore import optim
+
+        self.chunks = optim.wrap(chunks, self.phase.parallel)
+        self.optimizer = optim.build_optimizer(self.chunks, self.phase)
         self._connect()
 
     def _connect(self) -> None:
         """Give Megatron's schedules what they ask of the configuration."""
         from megatron.core import parallel_state
         from megatron.core.distributed import finalize_model_grads
-        from megatron.core.utils import get_model_config
 
-        self._config = get_model_config(self.chunks[0])
         self._config.grad_scale_func = self.optimizer.scale_loss
         self._config.finalize_model_grads_func = finalize_model_grads
         if self.chunks[0].ddp_config.overlap_grad_reduce:
@@ -111,8 +125,7 @@ class Engine:
             parallel.seed_streams(self.seed, iteration)
         for chunk in self.chunks:
             chunk.train()
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        self._clear_gradients()
         sums = self._schedule(batches, batch_size, forward_only=False)
         loss_sum, tokens, *voted = self._sum(sums, 2, votes())
         learning_rate, loss_scale = self.learning_rate, float(self.optimizer.get_loss_scale())
@@ -130,6 +143,11 @@ class Engine:
             skipped=not updated,
             votes=tuple(voted),
         )
+
+    def _clear_gradients(self) -> None:
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
 
     def evaluate(self, batches: Iterator[dict], sequences: int, buckets: np.ndarray) -> Evaluation:
         """Mean loss over `sequences` validation sequences, in all and by bucket; buckets (L,) of target positions."""
@@ -155,7 +173,7 @@ class Engine:
 
         chunks, micro_batch_size = len(self.chunks), self.phase.micro_batch_size
         return get_forward_backward_func()(
-            forward_step_func=partial(_forward, by_position=forward_only, held=self._held),
+            forward_step_func=partial(forward_step, by_position=forward_only, held=self._held),
             # Every chunk goes through the same micro-batches at its own pace.
             data_iterator=batches if chunks == 1 else list(itertools.tee(batches, chunks)),
             model=self.chunks,
@@ -183,8 +201,7 @@ class Engine:
     @property
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes on disk: weights, fp32 weights and two moments, of all ranks."""
-        numel = sum(parameter.numel() for chunk in self.chunks for parameter in chunk.parameters())
-        return numel * 16 * self.phase.parallel.tensor * self.phase.parallel.pipeline
+        return self._numel * 16 * self.phase.parallel.tensor * self.phase.parallel.pipeline
 
     def start_save(self, folder: Path) -> "Writing":
         """Begin to save into the existing, empty `folder`; all is written on return unless the phase's async_save.
@@ -193,18 +210,25 @@ class Engine:
         """
         from megatron_nca.mcore import sharded
 
-        if self.chunks[0].ddp_config.overlap_param_gather:
+        how = sharded.Saving(self.phase.async_save, self.phase.fully_parallel_checkpoints)
+        with self._whole_weights():
+            return sharded.start_save(folder, self.chunks, self.optimizer, how)
+
+    @contextlib.contextmanager
+    def _whole_weights(self, to_change: bool = False) -> Iterator[None]:
+        """Inside, this rank holds the weights of its part of the model, up to date; `to_change` sets them."""
+        if self.chunks[0].ddp_config.overlap_param_gather and not to_change:
             for chunk in self.chunks:  # else weights of other ranks' shards are those before the last update
                 chunk.start_param_sync(force_sync=True)
-        how = sharded.Saving(self.phase.async_save, self.phase.fully_parallel_checkpoints)
-        return sharded.start_save(folder, self.chunks, self.optimizer, how)
+        yield
 
     def load(self, folder: Path) -> RunConfig:
         """Weights, and optimizer states if there are any; sets the schedule to the checkpoint's iteration."""
         from megatron_nca.mcore import sharded
 
         shared = self.phase.fully_parallel_checkpoints
-        run_config = sharded.load(folder, self.chunks, self.optimizer, self.model_config, shared)
+        with self._whole_weights(to_change=True):
+            run_config = sharded.load(folder, self.chunks, self.optimizer, self.model_config, shared)
         self.schedule.num_steps = 0
         self.schedule.step(increment=run_config.consumed_sequences)
         return run_config
@@ -213,7 +237,17 @@ class Engine:
         parallel.leave_model_groups()
 
 
-def _forward(
+def build_engine(model: ModelConfig, phase: Phase, ranks: Ranks, seed: int) -> Engine:
+    """The engine that the phase names. Collective; raises ConfigError, on every rank alike."""
+    if phase.parallel.engine == "megatron":
+        return Engine(model, phase, ranks, seed)
+    patches.quiet()  # before Megatron is imported
+    from megatron_nca.mcore.zero import ZeroEngine
+
+    return ZeroEngine(model, phase, ranks, seed)
+
+
+def forward_step(
     batches: Iterator[dict], model: torch.nn.Module, by_position: bool, held: torch.Tensor | None
 ) -> tuple[torch.Tensor, Callable]:
     """Megatron's forward step. `held` are the positions of this rank where sequences are split."""

@@ -12,7 +12,7 @@ from megatron_nca import files
 from megatron_nca.config.recipe import Recipe
 from megatron_nca.config.run_config import LossRecord, RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
-from megatron_nca.mcore.engine import Engine, Ranks, agree, datasets, gather
+from megatron_nca.mcore.engine import Engine, Ranks, agree, build_engine, datasets, gather
 from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import checkpoints, provenance
 from megatron_nca.train.losses import Losses
@@ -51,7 +51,7 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
             logger.info("%s: is whole, nothing to do", folder.path)
         return True
     at("building the model")
-    engine = Engine(model, phase, ranks, job.seed)
+    engine = build_engine(model, phase, ranks, job.seed)
     lock = supply = saver = None
     try:
         lock = _agreed(lambda: _begin(folder) if ranks.is_first else None)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -10,43 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import REPOSITORY, TIMES, command, execute, read_metrics, recipe_values, torchrun
+from launching import CONTINUED, LAUNCHES, REPOSITORY, TIMES, command, execute, read_metrics, torchrun
 
 from megatron_nca.mcore.torch_dist import TorchDistReader
 
-WORKER = Path(__file__).parent / "worker.py"
-
-
-LAUNCHES = {
-    1: ["tp1pp1", "bf16_tp1pp1"],
-    2: ["tp2", "pp2", "pp2vp2", "tp2sp", "cp2", "dp2", "dp2overlap", "bf16_tp2sp", "bf16_pp2vp2", "bf16_cp2"],
-    4: ["tp4", "pp4", "pp4vp2", "tp2cp2sp", "tp2pp2", "pp2vp2dp2"],
-}
-"""Ranks -> the phases that they train one after the other."""
 PHASES = [phase for phases in LAUNCHES.values() for phase in phases if not phase.endswith("tp1pp1")]
-
-
-@pytest.fixture(scope="session")
-def trained(run_folder: Path) -> Path:
-    """Every layout trained for 20 iterations, in one launch per world size."""
-    assert {phase for phases in LAUNCHES.values() for phase in phases} == set(recipe_values()["phases"])
-    for ranks, phases in LAUNCHES.items():
-        jobs = [f"{run_folder}::{phase}" for phase in phases]
-        if ranks == 4:
-            jobs.append(f"{half_done(run_folder)}::pp4vp2")
-        execute(torchrun(ranks, WORKER, *jobs))
-    return run_folder
-
-
-def half_done(run: Path) -> Path:
-    """A run folder beside `run` whose pp4vp2 stands at iteration 10, with the checkpoint that tp2 wrote there."""
-    other = run / "resharded"
-    phase = other / "arms/pp4vp2/seed0/pp4vp2"
-    shutil.copytree(run / "arms/tp2/seed0/tp2/checkpoints/iter_0000010", phase / "checkpoints/iter_0000010")
-    (phase / "initial").symlink_to(run / "arms/tp1pp1/seed0/tp1pp1/initial")
-    for name in ("recipe.yaml", "data"):
-        (other / name).symlink_to(run / name)
-    return other
 
 
 def reference(phase: str) -> tuple[str, float]:
@@ -91,14 +58,33 @@ def test_checkpoints_hold_the_same_weights(trained: Path, phase: str) -> None:
             torch.testing.assert_close(ours.read(key), theirs.read(key), rtol=0, atol=1e-5)
 
 
-def test_a_checkpoint_resumes_at_another_layout(trained: Path) -> None:
-    """Weights and optimizer from TP2 to PP4 with virtual stages."""
-    found = read_metrics(trained / "resharded", "pp4vp2", "pp4vp2", "train")
+@pytest.mark.parametrize(
+    ("folder", "phase"), [("resharded", "pp4vp2"), *(("crossed", phase) for phase in CONTINUED["crossed"])]
+)
+def test_a_checkpoint_resumes_at_another_layout_and_in_the_other_engine(
+    trained: Path, folder: str, phase: str
+) -> None:
+    """Weights and optimizer: TP2 to PP4 with virtual stages, from DeepSpeed to Megatron and back."""
+    found = read_metrics(trained / folder, phase, phase, "train")
     expected = read_metrics(trained, "tp1pp1", "tp1pp1", "train")[10:]
     assert [line["iteration"] for line in found] == list(range(11, 21))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["lm loss"] == pytest.approx(theirs["lm loss"], rel=1e-5)
         assert ours["learning-rate"] == theirs["learning-rate"]
+
+
+@pytest.mark.parametrize("phase", CONTINUED["resumed"])
+def test_deepspeed_resumes_with_the_same_floats(trained: Path, phase: str) -> None:
+    """In bf16 too, where only the fp32 weights of the optimizer say where it was."""
+    for kind, since in (("train", 10), ("validation", 2)):
+        found, expected = (
+            [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+            for lines in (
+                read_metrics(trained / "resumed", phase, phase, kind),
+                read_metrics(trained, phase, phase, kind)[since:],
+            )
+        )
+        assert found == expected and found[-1]["iteration"] == 20
 
 
 def test_checkpoints_and_done_record(trained: Path) -> None:

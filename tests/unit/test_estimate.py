@@ -63,6 +63,16 @@ def test_words_say_what_fits_and_what_is_not_known(recipe, capsys):
     assert "not known: a CPU has no rated peak; give --peak-tflops" in said
 
 
+def test_memory_of_another_engine_is_not_guessed(recipe, capsys):
+    words = [recipe, "--phase", "text", "phases.text.parallel.engine=deepspeed"]
+    text, megatron = (figures(capsys, *these)["phases"]["text"] for these in (words, words[:3]))
+    assert (text["memory_bytes"], text["flops"]) == (None, megatron["flops"])
+    assert main(["estimate", *words]) == 0
+    assert "  memory        not counted for the engine deepspeed\n" in capsys.readouterr().out
+    assert main(["estimate", *words, "--build"]) == 2
+    assert "phases.text: --build = True: parallel.engine is 'deepspeed'" in capsys.readouterr().err
+
+
 def test_recomputation_is_counted_as_it_is_set(recipe, capsys):
     words = [recipe, "--phase", "text", "--device", "cpu"]
     plain = figures(capsys, *words)["phases"]["text"]

@@ -1,5 +1,6 @@
 """What parallel training sets up in Megatron, in one process: schedules, the batch ramp, split attention, fp8."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from megatron_nca.config.parallel import ParallelConfig, Recompute
 from megatron_nca.config.recipe import OptimizerConfig, Phase
 from megatron_nca.errors import ConfigError
 from megatron_nca.mcore import attention, cpu, stack
-from megatron_nca.mcore.engine import Engine, read_ranks
+from megatron_nca.mcore.engine import Engine, build_engine, read_ranks
 from megatron_nca.mcore.model import transformer_config
 
 cpu.install()
@@ -115,3 +116,10 @@ def test_fp8_is_refused_before_a_group_is_joined_where_it_cannot_be(monkeypatch:
     monkeypatch.setattr("megatron_nca.mcore.parallel.initialise", lambda *_: pytest.fail("a group was joined"))
     with pytest.raises(ConfigError, match=r"fp8 = 'hybrid': fp8 needs Transformer Engine on a GPU.* Cure: leave fp8"):
         Engine(MODEL, phase(precision="bf16", fp8="hybrid"), read_ranks(), seed=0)
+
+
+def test_an_engine_that_is_not_installed_is_refused_before_a_group_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_nca.mcore.parallel.initialise", lambda *_: pytest.fail("a group was joined"))
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python marks what cannot be imported
+    with pytest.raises(ConfigError, match=r"parallel.engine = 'deepspeed': the package .* Cure: pip install -r .*txt"):
+        build_engine(MODEL, phase(parallel=ParallelConfig(engine="deepspeed")), read_ranks(), seed=0)

@@ -45,6 +45,14 @@ def refusal(action: object) -> str:
         ({"recompute": {"granularity": "full", "layers": 0}}, "must be at least 1"),
         ({"recompute": {"granularity": "selective", "modules": ["layernorm"]}}, "'layernorm' cannot be recomputed"),
         ({"recompute": {"granularity": "selective", "modules": []}}, "names nothing"),
+        ({"zero_stage": 2}, "parallel.zero_stage = 2: means nothing under engine 'megatron'"),
+        ({"engine": "deepspeed", "pipeline": 2}, "parallel.pipeline = 2: engine 'deepspeed' runs no schedule"),
+        ({"engine": "deepspeed", "context": 2}, "parallel.context = 2: engine 'deepspeed' splits no sequences"),
+        ({"engine": "deepspeed", "tensor": 2, "sequence_parallel": True}, "parallel.sequence_parallel = True: engine"),
+        (
+            {"engine": "deepspeed", "overlap_grad_reduce": True, "overlap_param_gather": True},
+            "parallel.overlap_param_gather = True: engine 'deepspeed' gathers",
+        ),
     ],
 )
 def test_layouts_that_contradict_themselves(layout, words):
@@ -82,6 +90,7 @@ def test_models_that_a_layout_cannot_split(layout, words):
         {"tensor": 4, "context": 3, "sequence_parallel": True},
         {"pipeline": 4, "virtual_pipeline": 2, "recompute": {"granularity": "full"}},
         {"pipeline": 2, "recompute": {"granularity": "full", "method": "block", "layers": 4}},
+        {"engine": "deepspeed", "zero_stage": 3, "tensor": 4, "data": 3, "recompute": {"granularity": "selective"}},
     ],
 )
 def test_layouts_that_fit(layout):
@@ -116,6 +125,8 @@ def test_a_context_parallel_layout_counts_its_ranks_and_overlap_follows_the_devi
         ({"rampup_batch_size": [1, 1, 6]}, "7 steps for 6 sequences"),
         ({"rampup_batch_size": [2, 3, 16], "parallel": {"data": 2}}, "a batch of 5 = 5: is not a multiple"),
         ({"fp8": "hybrid", "precision": "fp16"}, "fp8 = 'hybrid': stands over bf16, not fp16"),
+        ({"precision": "fp16", "parallel": {"engine": "deepspeed"}}, "precision = 'fp16': .*lose its loss scale"),
+        ({"fp8": "hybrid", "parallel": {"engine": "deepspeed"}}, "fp8 = 'hybrid': is not offered with"),
     ],
 )
 def test_phases_that_do_not_divide(values, words):
