@@ -108,7 +108,7 @@ def apex(machine: Machine) -> Finding:
 def deepspeed(machine: Machine) -> Finding:
     attempt = machine.imports["deepspeed"]
     if attempt.installed and not attempt.loads:
-        cure = "pip install 'deepspeed>=0.19' for this torch, or remove it."
+        cure = "pip install -r requirements/deepspeed.txt, or remove it."
         return problem("DeepSpeed", f"{attempt.version} does not load: {attempt.error}", cure)
     return ok("DeepSpeed", attempt.version or "not installed; it is optional")
 

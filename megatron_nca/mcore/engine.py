@@ -283,6 +283,8 @@ def datasets(*args: object, **kwargs: object) -> object:
     return Datasets(*args, **kwargs)
 
 
-def versions() -> dict[str, str]:
-    """What computes here."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "megatron-core": version("megatron-core")}
+def versions(engine: str) -> dict[str, str]:
+    """What computes here, in the engine of that name."""
+    packages = ["megatron-core"] if engine == "megatron" else ["megatron-core", engine]
+    found = {package: version(package) for package in packages}
+    return {"python": platform.python_version(), "torch": torch.__version__, **found}

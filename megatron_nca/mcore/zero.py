@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.recipe import OptimizerConfig, Phase
 from megatron_nca.errors import ConfigError, explain
 from megatron_nca.mcore import parallel
@@ -57,7 +58,7 @@ class ZeroEngine(Engine):
             wrapped, _, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=adam,
-                config=_settings(self.phase),
+                config=_settings(self.phase, self.model_config, self._numel),
                 mpu=TensorParallelUnit,
                 dist_init_required=False,
             )
@@ -126,7 +127,7 @@ class ZeroOptimizer:
         return 1.0
 
     def step(self) -> tuple[bool, float, None]:
-        """Update the weights: (whether that was done, norm of the gradient, None). DeepSpeed skips one not finite."""
+        """Update the weights: (whether DeepSpeed did so, norm of the gradient, None)."""
         self._engine.step()
         return self._engine.was_step_applied(), float(self._engine.get_global_grad_norm()), None
 
@@ -157,8 +158,9 @@ class ZeroOptimizer:
 
         if is_loading:
             return {name: torch.empty(shape, device=parameter.device) for name in ("param", *MOMENTS)}
-        moments = {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
-        return {"param": safe_get_full_fp32_param(parameter), **moments}
+        states = {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
+        states["param"] = safe_get_full_fp32_param(parameter)
+        return {name: value.cpu() for name, value in states.items()}  # one parameter at a time on the device
 
     def load_state_dict(self, state: dict) -> None:
         """What `sharded_state_dict` gave, loaded. Weights themselves are the model's to load."""
@@ -218,14 +220,22 @@ def _import_deepspeed(ranks: parallel.Ranks) -> object:
     return deepspeed
 
 
-def _settings(phase: Phase) -> dict:
-    """DeepSpeed's configuration. Micro-batches are counted by the engine above, for their number may grow."""
+def _settings(phase: Phase, model: ModelConfig, numel: int) -> dict:
+    """DeepSpeed's configuration for `numel` weights on this rank; micro-batches are counted by the engine above."""
     reduce, _ = phase.parallel.overlaps(torch.cuda.is_available())
+    zero = {
+        "stage": phase.parallel.zero_stage or 1,
+        "overlap_comm": reduce,
+        "reduce_bucket_size": min(numel, 500_000_000),  # its own size, 2 GB a buffer, unless there is less to reduce
+        # By themselves these keep 10^9 weights from one use to the next: all of a model of less, which saves nothing.
+        "stage3_max_reuse_distance": numel // model.num_layers,
+        "stage3_param_persistence_threshold": model.hidden_size,  # norms stay whole
+    }
     return {
         "train_micro_batch_size_per_gpu": phase.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": phase.optimizer.clip_grad,
-        "zero_optimization": {"stage": phase.parallel.zero_stage or 1, "overlap_comm": reduce},
+        "zero_optimization": zero,
         "bf16": {"enabled": phase.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",

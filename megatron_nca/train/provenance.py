@@ -23,7 +23,7 @@ def beside(recipe: Recipe, run: RunFolder, supply: Beforehand | OnNode, run_conf
     values = {
         "format": "megatron_nca provenance",
         "version": 1,
-        "software": {"megatron_nca": __version__, "commit": _commit(run), **versions()},
+        "software": {"megatron_nca": __version__, "commit": _commit(run), **versions(phase.parallel.engine)},
         "parallel": to_dict(phase.parallel),
         "data": {
             "dataset": phase.dataset,

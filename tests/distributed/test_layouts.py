@@ -87,6 +87,13 @@ def test_deepspeed_resumes_with_the_same_floats(trained: Path, phase: str) -> No
         assert found == expected and found[-1]["iteration"] == 20
 
 
+def test_a_checkpoint_says_that_deepspeed_made_it(trained: Path) -> None:
+    folder = trained / "arms/zero3/seed0/zero3/checkpoints/iter_0000020"
+    values = json.loads((folder / "provenance.json").read_text())
+    assert set(values["software"]) == {"megatron_nca", "commit", "python", "torch", "megatron-core", "deepspeed"}
+    assert (values["parallel"]["engine"], values["parallel"]["zero_stage"]) == ("deepspeed", 3)
+
+
 def test_checkpoints_and_done_record(trained: Path) -> None:
     folder = trained / "arms/tp2pp2/seed0/tp2pp2"
     done = json.loads((folder / "done.json").read_text())

@@ -62,7 +62,7 @@ DOORS = {
     "megatron": "mcore",
     "megatron_nca._generator": "ops",
     "megatron_nca._generator_cuda": "ops",
-    "deepspeed": "mcore",
+    "deepspeed": "mcore/zero.py",
     "transformer_engine": "mcore",
     "zarr": "nca/bank.py",
 }

@@ -9,7 +9,7 @@ import torch
 from megatron_nca.__main__ import main
 from megatron_nca.config.recipe import load_recipe
 from megatron_nca.config.run_config import RunConfig
-from megatron_nca.mcore.engine import Engine, read_ranks
+from megatron_nca.mcore.engine import Engine, build_engine, read_ranks
 from megatron_nca.run_dir import CheckpointFolder
 from megatron_nca.train import checkpoints
 
@@ -21,6 +21,7 @@ datasets: {text: {source: indexed, vocab_size: 100, train_prefix: none, validati
 phases:
   text: {dataset: text, iterations: 4, global_batch_size: 4, micro_batch_size: 2, precision: PRECISION,
          rampup_batch_size: RAMP, attention_dropout: 0.2, async_save: BACKGROUND, validation_sequences: 4,
+         parallel: LAYOUT,
          optimizer: {lr: 1e-2, warmup_iterations: 2, weight_decay: 0.1, clip_grad: 1.0}}
 arms: {scratch: {steps: [{phase: text}]}}
 control: scratch
@@ -28,24 +29,29 @@ control: scratch
 
 
 @pytest.mark.parametrize(
-    ("precision", "in_background", "ramp", "consumed"),
-    [("fp32", "false", "null", 8), ("bf16", "true", "null", 8), ("fp32", "false", "[2, 2, 4]", 4)],
+    ("precision", "in_background", "ramp", "consumed", "layout"),
+    [
+        ("fp32", "false", "null", 8, "{}"),
+        ("bf16", "true", "null", 8, "{}"),
+        ("fp32", "false", "[2, 2, 4]", 4, "{}"),
+        ("bf16", "true", "[2, 2, 4]", 4, "{engine: deepspeed, zero_stage: 3, recompute: {granularity: full}}"),
+    ],
 )
 def test_resume_with_dropout_is_exact(
-    precision: str, in_background: str, ramp: str, consumed: int, tmp_path: Path
+    precision: str, in_background: str, ramp: str, consumed: int, layout: str, tmp_path: Path
 ) -> None:
     """With the ramp, batches are of 2, 2, 4 and 4 sequences."""
     before = set(psutil.Process().children(recursive=True))
     recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
     text = RECIPE.replace("PRECISION", precision).replace("BACKGROUND", in_background)
-    recipe_file.write_text(text.replace("RAMP", ramp))
+    recipe_file.write_text(text.replace("RAMP", ramp).replace("LAYOUT", layout))
     words = ["convert", "transfer", "--carry", "none", "--to", initial, "--recipe", recipe_file, "--phase", "text"]
     assert main([*map(str, words), "--seed", "3"]) == 0
     recipe = load_recipe(recipe_file)
     model, phase = recipe.model_config("text"), recipe.phases["text"]
     series = CheckpointFolder(tmp_path / "checkpoints")
 
-    engine = Engine(model, phase, read_ranks(), seed=7)
+    engine = build_engine(model, phase, read_ranks(), seed=7)
     engine.load(initial)
     unbroken = [step(engine, iteration) for iteration in range(2)]
     saver = checkpoints.Saver(engine, series, beside=lambda _: {})
@@ -54,9 +60,12 @@ def test_resume_with_dropout_is_exact(
     saver.finish()
     engine.close()
 
-    engine = Engine(model, phase, read_ranks(), seed=7)
+    engine = build_engine(model, phase, read_ranks(), seed=7)
     assert engine.load(checkpoints.newest_whole(series, read_ranks(), hashes=True)).iteration == 2
     resumed = [step(engine, iteration) for iteration in range(2, 4)]
+    if phase.parallel.zero_stage == 3:
+        held = sum(parameter.numel() for parameter in engine.chunks[0].parameters())
+        assert held == 5 * 32, "between steps all weights but norms are let go of, also where there is one copy"
     engine.close()
     assert resumed == unbroken[2:]
     assert set(psutil.Process().children(recursive=True)) <= before, "saving leaves no process behind"
