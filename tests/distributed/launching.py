@@ -45,11 +45,11 @@ LAUNCHES = {
 CONTINUED = {
     "resharded": {"pp4vp2": "tp2"},
     "resumed": {"bf16_zero1": "bf16_zero1", "zero2": "zero2", "bf16_zero3": "bf16_zero3"},
-    "crossed": {"dp2": "zero2", "zero3": "tp2"},
+    "crossed": {"dp2": "zero2", "zero1": "tp2"},
 }
 """Run folder beside the first -> a phase -> the phase whose checkpoint of iteration 10 it goes on from."""
 MICRO_BATCH_SIZES = {"pp4": 1, "pp4vp2": 1, "pp2vp2dp2": 1, "dp2overlap": 1, "tp2sp": 4, "tp4": 4, "tp2cp2sp": 4}
-MICRO_BATCH_SIZES |= {"zero1": 1, "zero2": 1, "zero3": 1, "tp2dp2zero2": 1}
+MICRO_BATCH_SIZES |= {"zero1": 1, "zero2": 1, "zero3": 1}
 """Of all other layouts 2. Losses must not depend on it; small ones make many small collectives, slow on CPUs."""
 HALF = ("tp1pp1", "tp2sp", "pp2vp2", "cp2", "zero1", "zero3")
 """Layouts that are trained in bf16 too, as phases named bf16_<layout>."""
