@@ -1,10 +1,10 @@
 """What the whole training stack costs over the same model in plain PyTorch, one process, CPU or GPU.
 
-    python benchmarks/training_overhead.py [--threads 2] [--iterations 12] [--rounds 5]
+    python benchmarks/training_overhead.py [--threads 2] [--iterations 12] [--rounds 5] [--only middle]
 
 Both sides train the same weights on the same batches with fused AdamW, clipping and the same precision, in one run and
 in turns (A B A B …), so that a noisy machine disturbs both alike. Ours is the Engine with datasets, distributed
-optimizer, gradient buffers and metrics; theirs is a bare loop around LlamaReference.
+optimizer, gradient buffers, metrics.jsonl and TensorBoard; theirs is a bare loop around LlamaReference. No side saves.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megatron_nca.account.flops import flops_per_token
 from megatron_nca.config.law import NcaLaw
 from megatron_nca.config.model import ModelShape
 from megatron_nca.config.recipe import OptimizerConfig, Phase
@@ -24,12 +25,16 @@ from megatron_nca.data.trajectories import Trajectory
 from megatron_nca.mcore.engine import Engine, datasets, read_ranks
 from megatron_nca.mcore.model_reference import LlamaReference
 from megatron_nca.run_dir import PhaseFolder
-from megatron_nca.train.metrics import Metrics
+from megatron_nca.train.boards import TensorBoard
+from megatron_nca.train.metrics import Machine, Metrics
 
 LAW = NcaLaw(num_states=2, height=8, width=8, sequence_length=256, band=(0.1, 1.0))
 SHAPES = {
     "demo (4 layers, 128)": ModelShape(
         num_layers=4, hidden_size=128, num_heads=4, ffn_hidden_size=344, sequence_length=256
+    ),
+    "middle (4 layers, 256)": ModelShape(
+        num_layers=4, hidden_size=256, num_heads=4, ffn_hidden_size=704, sequence_length=256
     ),
     "small (6 layers, 256)": ModelShape(
         num_layers=6, hidden_size=256, num_heads=4, ffn_hidden_size=704, sequence_length=256
@@ -41,13 +46,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--iterations", type=int, default=12, help="iterations of each turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side; a further one warms up")
+    parser.add_argument("--only", default="", help="models whose name has this in it, such as middle")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{arguments.threads} threads, torch {torch.__version__}, {device}, fp32, 2,048 tokens an iteration")
     print("| model | ours, ms an iteration | plain PyTorch | overhead |\n|---|---|---|---|")
     for name, shape in SHAPES.items():
+        if arguments.only not in name:
+            continue
         ours, plain = compare(shape, arguments.iterations, arguments.rounds)
         ratio = statistics.median(o / p for o, p in zip(ours, plain, strict=True))
         milliseconds = [1e3 * statistics.median(times) for times in (ours, plain)]
@@ -70,7 +78,10 @@ def compare(shape: ModelShape, iterations: int, rounds: int) -> tuple[list[float
         prefix = _random_documents(Path(folder) / "nca")
         engine = Engine(shape.with_vocabulary(LAW.vocab_size), phase, read_ranks(), seed=0)
         data = datasets(prefix, prefix, 256, 0, 80_000, 8, Path(folder) / "cache", LAW.vocab_size)
-        metrics = Metrics(PhaseFolder(Path(folder)), True, 10_000, 0, 256)
+        machine = Machine(flops_per_token=flops_per_token(engine.model_config), devices=1, peak_flops=None,
+                          memory=engine.memory)
+        metrics = Metrics(PhaseFolder(Path(folder)), phase, 256, machine,
+                          boards=lambda: [TensorBoard(Path(folder) / "tensorboard", 0)])
         plain = _Plain(shape, engine.device)
         times: tuple[list, list] = ([], [])
         step = 0
@@ -98,9 +109,11 @@ def _time(action: object, first: int, iterations: int) -> float:
 
 
 def _ours(engine: Engine, data: object, metrics: Metrics, iteration: int) -> None:
-    started = time.perf_counter()
-    result = engine.train_step(data.train_batches(8 * iteration, 8, 8, engine.device), iteration)
-    metrics.train(iteration + 1, 8 * iteration + 8, 8, result, time.perf_counter() - started)
+    steps, waiting = metrics.clock.steps, metrics.clock.waiting
+    with steps:
+        batches = data.train_batches(8 * iteration, 8, 8, engine.device)
+        result = engine.train_step(waiting.over(batches), iteration)
+    metrics.train(iteration + 1, 8 * iteration + 8, 8, result, steps.last)
 
 
 class _Plain:

@@ -8,7 +8,7 @@
         {train,validation}_text_document.{bin,idx,json}                          (source: corpus)
     RUN/arms/<arm>/seed<k>/<phase>/initial/          the checkpoint the phase starts from (convert transfer)
     RUN/arms/<arm>/seed<k>/<phase>/checkpoints/      latest_checkpointed_iteration.txt, iter_0000100/
-    RUN/arms/<arm>/seed<k>/<phase>/{metrics.jsonl, tensorboard/, train.log,
+    RUN/arms/<arm>/seed<k>/<phase>/{metrics.jsonl, tensorboard/, wandb/, wandb_id.txt, train.log,
         done.json or stopped.json or failed.json}
     RUN/report/{report.md, runs.csv, curves.png}
 A phase that several arms share is run in the first of them; the others hold a symbolic link to its folder.
@@ -54,6 +54,11 @@ class PhaseFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """Under which Weights & Biases knows the phase; its files are in `wandb`, a name that the package chose."""
+        return self.path / "wandb_id.txt"
 
     @property
     def log(self) -> Path:

@@ -31,3 +31,17 @@ DEVICES = {
     "b200": Device("NVIDIA B200 (HGX)", 2250.0, 75.0, 180.0),
     "cpu": Device("CPU", None, None, None),
 }
+DRIVER_NAMES = {
+    "NVIDIA A100-SXM4-40GB": "a100",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
+"""What the driver calls those whose rates are above. Others of a family, such as PCIe and NVL cards, are slower."""
+
+
+def peak_of(driver_name: str, precision: str, fp8: bool = False) -> float | None:
+    """Peak FLOPs a second of the device that the driver calls so; None if it is not known, as those of fp8 are not."""
+    key = DRIVER_NAMES.get(driver_name)
+    return None if key is None or fp8 else DEVICES[key].peak_flops(precision)

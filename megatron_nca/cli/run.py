@@ -20,6 +20,7 @@ from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError
 from megatron_nca.files import try_lock, write_text
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
+from megatron_nca.train import boards
 
 EXAMPLES = """examples:
   megatron-nca run launch/recipes/demo.yaml --run-dir runs/demo
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print("\n".join([*describe(steps), *totals(recipe)]))
         return 0
+    boards.check(recipe)  # before hours of work on data
     for warning in plan.check(recipe):
         print(f"warning: {warning}", flush=True)
     with locked(run_folder) as lock:

@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     stop = Stop()
     stop.heed_signals()
     from megatron_nca.mcore import parallel
+    from megatron_nca.train import boards
 
     if arguments.time_limit is not None:
         stop.deadline = parallel.launched_at() + arguments.time_limit
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         arm, seed = choose(recipe, arguments.phase, arguments.arm, arguments.seed)
         parallel.check_world_size(recipe.phases[arguments.phase].parallel, ranks)
+        boards.check(recipe)
     except MegatronNcaError:
         if ranks.is_first:
             raise

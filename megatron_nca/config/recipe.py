@@ -12,6 +12,7 @@ from megatron_nca.config.law import NcaLaw, domain_band, preset
 from megatron_nca.config.model import ModelConfig, ModelShape, resolve_preset
 from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.config.schema import apply_overrides, build, read_yaml, suggest, to_dict
+from megatron_nca.config.tracking import Wandb
 from megatron_nca.errors import ConfigError, explain
 
 
@@ -106,6 +107,8 @@ class Phase:
     """Data- and context-parallel ranks write and read a share of a checkpoint each, instead of one of them all."""
     verify_checkpoints: bool = True
     """Hash all files of a checkpoint before it is loaded; sizes are always compared."""
+    log_interval: int = 10
+    """Iterations that a line of the log speaks of; metrics.jsonl has every one."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -116,6 +119,7 @@ class Phase:
             "validation_sequences",
             "save_interval",
             "keep_checkpoints",
+            "log_interval",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(explain(name, getattr(self, name), "must be at least 1.", "give a positive number."))
@@ -207,6 +211,8 @@ class Recipe:
     control: str
     """The arm that the others are compared with."""
     seeds: tuple[int, ...] = (0,)
+    wandb: Wandb | None = None
+    """Phases report to Weights & Biases too; None: they do not."""
 
     def __post_init__(self) -> None:
         _check_known("control", self.control, self.arms)

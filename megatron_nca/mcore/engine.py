@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -197,6 +198,17 @@ class Engine:
         if self.ranks.world_size > 1:
             dist.all_reduce(values)
         return values.tolist()
+
+    @property
+    def device_name(self) -> str:
+        """As the driver calls it."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+    def memory(self) -> dict[str, int]:
+        """Not collective: bytes of this rank, with Megatron-LM's key on a GPU; on a CPU what is resident."""
+        if self.device.type == "cuda":
+            return {"mem-max-allocated-bytes": torch.cuda.max_memory_allocated(self.device)}
+        return {"mem-rss-bytes": psutil.Process().memory_info().rss}
 
     @property
     def checkpoint_bytes(self) -> int:

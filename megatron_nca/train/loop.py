@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_nca import files
+from megatron_nca.account import devices, flops
 from megatron_nca.config.recipe import Recipe
 from megatron_nca.config.run_config import LossRecord, RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
 from megatron_nca.mcore.engine import Engine, Ranks, agree, build_engine, datasets, gather
 from megatron_nca.run_dir import PhaseFolder, RunFolder
-from megatron_nca.train import checkpoints, provenance
+from megatron_nca.train import boards, checkpoints, provenance
+from megatron_nca.train.clock import Clock
 from megatron_nca.train.losses import Losses
-from megatron_nca.train.metrics import Clock, Metrics
+from megatron_nca.train.metrics import Machine, Metrics
 from megatron_nca.train.stopping import Pace, Stop
 from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
 
@@ -94,12 +96,8 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
             )
         beside = partial(provenance.beside, job.recipe, job.run, supply)
         saver = checkpoints.Saver(engine, folder.checkpoints, beside, job.run.linked_as_initial)
-        length = model.sequence_length
-        metrics = Metrics(folder, ranks.is_first, phase.iterations, run_config.iteration, length, clock)
-        try:
+        with _agreed(lambda: _metrics(job, folder, engine, clock, run_config.iteration)) as metrics:
             return _loop(job, engine, data, supply, metrics, saver, run_config, stop, pace, at)
-        finally:
-            metrics.close()
     finally:
         if saver is not None:
             saver.close()
@@ -108,6 +106,19 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         if lock is not None:
             os.close(lock)
         engine.close()
+
+
+def _metrics(job: Job, folder: PhaseFolder, engine: Engine, clock: Clock, resumed_at: int) -> Metrics:
+    model, phase, ranks = engine.model_config, engine.phase, engine.ranks
+    peak = devices.peak_of(engine.device_name, phase.precision, fp8=phase.fp8 is not None)
+    if peak is None and ranks.is_first:
+        with_fp8 = " in fp8" if phase.fp8 else ""
+        logger.info("MFU is unknown: account/devices.py has no peak rate of '%s'%s", engine.device_name, with_fp8)
+    machine = Machine(flops_per_token=flops.flops_per_token(model), devices=ranks.world_size, peak_flops=peak,
+                      memory=engine.memory)
+    name = f"{job.arm}/seed{job.seed}/{job.phase}"
+    return Metrics(folder, phase, model.sequence_length, machine, resumed_at=resumed_at, writes=ranks.is_first,
+                   boards=lambda: boards.open_boards(job.recipe, folder, name, resumed_at), clock=clock)
 
 
 def _begin(folder: PhaseFolder) -> int:
@@ -132,7 +143,7 @@ def _loop(
     pace: Pace,
     at: Callable,
 ) -> bool:
-    waiting = metrics.clock.waiting
+    waiting, steps = metrics.clock.waiting, metrics.clock.steps
     phase = job.recipe.phases[job.phase]
     iteration, consumed = run_config.iteration, run_config.consumed_sequences
     losses = Losses(phase.on_bad_loss, run_config.losses)
@@ -169,19 +180,16 @@ def _loop(
         validate()
 
     while iteration < phase.iterations and not reason:
-        started = time.perf_counter()
-        # --------------------------------- one step ---------------------------------
-        batch = phase.batch_sizes.at(consumed)
-        at(f"iteration {iteration + 1}, waiting for data")
-        with waiting:
-            supply.wait(consumed + batch)
-        batches = named(data.train_batches(consumed, batch, phase.micro_batch_size, engine.device), "training")
-        result = engine.train_step(waiting.over(batches), iteration, losses.accepts, votes)
-        # -----------------------------------------------------------------------------
+        with steps:
+            batch = phase.batch_sizes.at(consumed)
+            at(f"iteration {iteration + 1}, waiting for data")
+            with waiting:
+                supply.wait(consumed + batch)
+            batches = named(data.train_batches(consumed, batch, phase.micro_batch_size, engine.device), "training")
+            result = engine.train_step(waiting.over(batches), iteration, losses.accepts, votes)
         iteration, consumed = iteration + 1, consumed + batch
-        seconds = time.perf_counter() - started
-        pace.iterated(seconds)
-        metrics.train(iteration, consumed, batch, result, seconds)
+        pace.iterated(steps.last)
+        metrics.train(iteration, consumed, batch, result, steps.last)
         losses.note(iteration, job.phase, result)
         saver.look()
         if iteration < phase.iterations:

@@ -55,7 +55,9 @@ HALF = ("tp1pp1", "tp2sp", "pp2vp2", "cp2", "zero1", "zero3")
 """Layouts that are trained in bf16 too, as phases named bf16_<layout>."""
 HALFWAY = {"tp2", "dp2", "tp2pp2", "bf16_zero1", "zero2", "bf16_zero3"}
 """Phases that save at their 10th iteration too, where they are stopped and looked at."""
-TIMES = {"iteration-time", "tokens-per-second", "wall-time", "data-time"}
+TIMES = {
+    "iteration-time", "tokens-per-second", "throughput", "mem-rss-bytes", "wall-time", "training-time", "data-time"
+}
 """What differs between two runs in the lines of metrics.jsonl."""
 LAW = {"num_states": 3, "height": 6, "width": 6, "sequence_length": 64, "band": [0.05, 1.0], "score_frames": 5}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -122,7 +123,10 @@ def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Pat
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (folder / "done.json").exists()
-    assert "resumed at iteration 10" in execute(launch).stderr
+    said = execute(launch).stderr
+    assert "resumed at iteration 10" in said and "MFU is unknown" in said
+    shown = r"iteration       20/      20 \| .* throughput per GPU \(TFLOP/s/GPU\): 0\.\d+ \| .*time left: 0:00:00"
+    assert re.search(shown, said)
     for kind in ("train", "validation"):
         timeless = [
             [
