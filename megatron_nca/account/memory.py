@@ -113,7 +113,7 @@ class LayerActivations:
     attention_output: int
     """Which proj keeps."""
     mlp: int
-    """fc1's output, silu(gate), up + 0 (Megatron adds an offset), and their product, which fc2 keeps."""
+    """fc1's output, of which up is a view, silu(gate), and their product, which fc2 keeps."""
 
     @property
     def whole(self) -> int:
@@ -169,7 +169,7 @@ def layer_activations(
         attention=attention,
         core=core,
         attention_output=split(hidden),
-        mlp=split(5 * model.ffn_hidden_size),
+        mlp=split(4 * model.ffn_hidden_size),
     )
 
 

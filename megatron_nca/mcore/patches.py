@@ -1,5 +1,5 @@
-"""What Megatron-Core needs on any device, each with its reason. Other monkeypatches: only `cpu.py`, `rotary.py`, and
-`lone_rank.py` while it builds."""
+"""What Megatron-Core needs on any device, each with its reason. Other monkeypatches: only `cpu.py`, `rotary.py`,
+`plain_cost.py`, and `lone_rank.py` while it builds."""
 
 import contextlib
 import inspect
@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from megatron_nca.mcore import rotary
+from megatron_nca.mcore import plain_cost, rotary
 from megatron_nca.mcore.torch_dist import read_metadata
 
 
@@ -98,6 +98,7 @@ def install() -> str:
     from megatron.core.optimizer import distrib_optimizer
 
     rotary.install()
+    plain_cost.install()
     if not optimizer.USING_PYTORCH_OPTIMIZER and optimizer.Adam is not FusedAdam:
         return f"{optimizer.Adam.__module__}.{optimizer.Adam.__qualname__}"
     optimizer.Adam = distrib_optimizer.Adam = FusedAdam

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from megatron_nca.mcore import rotary
+from megatron_nca.mcore import plain_cost, rotary
 from megatron_nca.mcore.patches import FusedAdam
 
 
@@ -107,3 +108,21 @@ def test_rotations_that_ours_does_not_know_stay_megatrons() -> None:
     torch.testing.assert_close(ours(heads, angles, True), megatrons(heads, angles, True), rtol=0, atol=0)
     partial = angles[..., :4]
     torch.testing.assert_close(ours(heads, partial), megatrons(heads, partial), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("change", [{}, {"glu_linear_offset": 1.0}, {"activation_func_clamp_value": 0.5}])
+def test_our_mlp_is_megatrons(change: dict) -> None:
+    from megatron.core.transformer.mlp import MLP
+
+    plain_cost.install()
+    torch.manual_seed(0)
+    config = {"gated_linear_unit": True, "activation_func": torch.nn.functional.silu, "add_bias_linear": False,
+              "bias_activation_fusion": False, "use_te_activation_func": False, "glu_linear_offset": 0.0,
+              "activation_func_clamp_value": None}
+    one, two = torch.nn.Linear(8, 32, bias=False), torch.nn.Linear(16, 8, bias=False)
+    mlp = SimpleNamespace(config=SimpleNamespace(**{**config, **change}), linear_fc1=lambda x: (one(x), None),
+                          linear_fc2=lambda x: (two(x), None))
+    hidden = torch.randn(5, 2, 8)
+    ours, megatrons = MLP.forward(mlp, hidden), MLP.forward.__wrapped__(mlp, hidden)
+    torch.testing.assert_close(ours[0], megatrons[0], rtol=0, atol=0)
+    assert ours[1] is megatrons[1] is None
