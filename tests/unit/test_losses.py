@@ -82,7 +82,7 @@ def test_settings_that_make_no_sense(values):
 def test_no_update_leaves_weights_and_optimizer_as_they_were(precision: str, tmp_path: Path) -> None:
     recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
     text = RECIPE.replace("PRECISION", precision).replace("BACKGROUND", "false")
-    recipe_file.write_text(text.replace("RAMP", "null"))
+    recipe_file.write_text(text.replace("RAMP", "null").replace("LAYOUT", "{}"))
     words = ["convert", "transfer", "--carry", "none", "--to", initial, "--recipe", recipe_file, "--phase", "text"]
     assert main([*map(str, words), "--seed", "3"]) == 0
     recipe = load_recipe(recipe_file)
