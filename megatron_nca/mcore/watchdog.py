@@ -55,7 +55,7 @@ class Watchdog:
         self._main = threading.main_thread().ident
         self._store: dist.Store | None = None
         self._wake, self._lock = threading.Event(), threading.Lock()
-        self._closed = self._bereft = self._spoke = False
+        self._closed = self._bereft = self._leaves = False
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._guard)]
 
     def start(self) -> None:
@@ -85,6 +85,7 @@ class Watchdog:
         communication is given time to turn out as another rank's end, and this process may end meanwhile.
         """
         if isinstance(error, MegatronNcaError):
+            self._leaves = True
             if parallel.speaks_for(error, self._ranks):
                 self._say(str(error), 2)
             return 2
@@ -92,6 +93,7 @@ class Watchdog:
             self._bereft = True
             self._wake.set()
             time.sleep((2 * MISSED_BEATS + 2) * self._beat)  # the thread ends the process as soon as it knows more
+        self._leaves = True
         message = f"{self._me()} failed in {self._doing}: {type(error).__name__}: {error}. All ranks end."
         self._say(message, 1, "".join(traceback.format_exception(error)))
         return 1
@@ -99,16 +101,14 @@ class Watchdog:
     def _me(self) -> str:
         return f"rank {self._ranks.rank} (process {os.getpid()} on {socket.gethostname()})"
 
-    def _say(self, message: str, code: int, details: str = "") -> bool:
-        """Print the message if no rank has said why all end; True if this one did."""
+    def _say(self, message: str, code: int, details: str = "") -> None:
+        """Print the message if no rank has said why all end."""
         with self._lock:
-            if self._spoke or not self._claim(message, code):
-                return False
-            self._spoke = True
+            if not self._claim(message, code):
+                return
         print(f"{details}megatron-nca train: {message}", file=sys.stderr, flush=True)
         if SAID in os.environ:
             Path(os.environ[SAID]).touch()
-        return True
 
     def _claim(self, message: str, code: int) -> bool:
         """Whether this rank is the first of all with a message."""
@@ -149,6 +149,8 @@ class Watchdog:
 
     def _lose_the_store(self, what: str) -> None:
         self._store = None
+        if self._record.exists():  # another rank has said so
+            self._end(1)
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         self._say(f"the store of this launch at {place} {what}: the launcher or rank 0, which keeps it, is stopped, "
                   f"gone or cut off. {self._me()} was in {self._doing}. All ranks end.", 1)  # fmt: skip
@@ -217,10 +219,8 @@ class Watchdog:
         self._end(1)
 
     def _end(self, code: int) -> None:
-        """End this process, whose main thread may hang, unless it is about to say why all end."""
-        with self._lock:
-            if self._spoke or self._closed:
-                return
+        """End this process, whose main thread may hang, unless that is about to end it."""
+        if not self._leaves and not self._closed:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import yaml
@@ -37,8 +38,9 @@ def faulty(
 ) -> tuple[subprocess.CompletedProcess, dict]:
     """A training of two ranks of which one comes to harm, and the record it leaves."""
     result, phase = trained(run_folder, folder, PHASE, fault, rank, *flags)
-    seconds = (phase / "failed.json").stat().st_mtime - (phase / "metrics.jsonl").stat().st_mtime
-    print(f"{fault}: said {seconds:.1f} s after the last whole iteration")
+    said, ended = (phase / "failed.json").stat().st_mtime, time.time()
+    after = said - (phase / "metrics.jsonl").stat().st_mtime
+    print(f"{fault}: said {after:.1f} s after the last whole iteration, launcher ended {ended - said:.1f} s later")
     assert not (phase / "done.json").exists() and not (phase / "stopped.json").exists()
     record = json.loads((phase / "failed.json").read_text())
     assert result.stderr.count("All ranks end.") == 1, result.stderr
