@@ -1,17 +1,23 @@
 # Each target sets up .venv first; from the second call on that costs a second. Another interpreter: make PYTHON=python3.12
 PYTHON ?= $(shell command -v python3.11 > /dev/null && python3.11 -c '' 2> /dev/null && echo python3.11 || echo python3)
 RUN_DIR ?= runs/demo
+# For the second pair, Python 3.12 with Megatron-Core 0.19; empty where there is none.
+SECOND_PYTHON ?= $(shell for python in python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python3.12; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2> /dev/null && echo $$python && break; done)
+SECOND_TESTS := tests/unit/test_mcore_*.py tests/convert/test_megatron.py tests/distributed/test_layouts.py
 
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PACKAGES := .venv/.packages
-BUILT := .venv/.built
+PACKAGES := $(VENV)/.packages
+BUILT := $(VENV)/.built
 
-.PHONY: help setup demo test test-long bench clean
+.PHONY: help setup demo test test-second-pair second-tests test-long bench clean
 
 help:
 	@echo 'make demo       the whole experiment at small size, into $(RUN_DIR) (RUN_DIR=... for elsewhere)'
 	@echo 'make test       the tests'
+	@echo 'make test-second-pair  those of Megatron on Python 3.12 with Megatron-Core 0.19, in .venv312'
 	@echo 'make test-long  the long campaigns'
 	@echo 'make bench      the benchmarks; figures are kept in benchmarks/results'
 	@echo 'make clean      remove .venv and what was built; runs/ stays'
@@ -20,7 +26,7 @@ setup: $(BUILT)
 
 $(PACKAGES): $(wildcard requirements/*)
 	@requirements/check_system.sh $(PYTHON)
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	version=$$($(BIN)/python -c 'import sys; print("py312" if sys.version_info >= (3, 12) else "py311")') && \
 	$(PIP) install -q -r requirements/base-$$version.txt \
 		-r requirements/dev.txt -r requirements/deepspeed.txt
@@ -38,6 +44,16 @@ demo: $(BUILT)
 test: $(BUILT)
 	$(BIN)/python -m pytest -q -m 'not long'
 
+test-second-pair:
+ifeq ($(SECOND_PYTHON),)
+	@echo 'second pair: SKIPPED, there is no Python 3.12 on this machine (make test-second-pair SECOND_PYTHON=...)'
+else
+	$(MAKE) --no-print-directory second-tests VENV=.venv312 PYTHON=$(SECOND_PYTHON)
+endif
+
+second-tests: $(BUILT)
+	$(BIN)/python -m pytest -q -m 'not long' $(SECOND_TESTS)
+
 test-long: $(BUILT)
 	$(BIN)/python -m pytest -q -m long
 
@@ -45,5 +61,5 @@ bench: $(BUILT)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:
-	rm -rf .venv build *.egg-info megatron_nca/*.so
+	rm -rf .venv .venv312 build *.egg-info megatron_nca/*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

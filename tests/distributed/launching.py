@@ -120,7 +120,7 @@ def torchrun(ranks: int, *arguments: object) -> list[str]:
     ]
 
 
-def execute(arguments: list[str], timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess:
+def execute(arguments: list[str], timeout: float = 900, check: bool = True) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout)
     assert not check or result.returncode == 0, (

@@ -113,5 +113,21 @@ def test_a_second_call_sets_nothing_up_and_a_changed_source_builds_again(tmp_pat
     assert "-e ." in output and "-m venv" not in output
 
 
-def test_ci_calls_make_test():
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
+def test_ci_calls_make_test_and_the_second_pair():
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test\nmake test-second-pair")
+
+
+@needs_make
+def test_the_second_pair_has_a_place_of_its_own_and_is_skipped_with_a_word_where_there_is_none(tmp_path):
+    for name in ("Makefile", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("requirements", "csrc"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    there = shell("make", "-n", "test-second-pair", f"SECOND_PYTHON={sys.executable}", cwd=tmp_path).stdout
+    order = ["-m venv .venv312", ".venv312/bin/python -m pip", ".venv312/bin/python -m pytest"]
+    places = [there.index(text) for text in order]
+    assert places == sorted(places) and "tests/distributed/test_layouts.py" in there and "touch .venv/" not in there
+    absent = shell("make", "test-second-pair", "SECOND_PYTHON=", cwd=tmp_path)
+    assert absent.returncode == 0 and "SKIPPED, there is no Python 3.12" in absent.stdout
+    broken = shell("make", "test-second-pair", "SECOND_PYTHON=false", cwd=tmp_path)
+    assert broken.returncode != 0

@@ -110,6 +110,12 @@ def test_rotations_that_ours_does_not_know_stay_megatrons() -> None:
     torch.testing.assert_close(ours(heads, partial), megatrons(heads, partial), rtol=0, atol=0)
 
 
+class _Linear(torch.nn.Linear):
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """With the bias that is to be added later, as Megatron's do."""
+        return super().forward(hidden), None
+
+
 @pytest.mark.parametrize("change", [{}, {"glu_linear_offset": 1.0}, {"activation_func_clamp_value": 0.5}])
 def test_our_mlp_is_megatrons(change: dict) -> None:
     from megatron.core.transformer.mlp import MLP
@@ -119,9 +125,8 @@ def test_our_mlp_is_megatrons(change: dict) -> None:
     config = {"gated_linear_unit": True, "activation_func": torch.nn.functional.silu, "add_bias_linear": False,
               "bias_activation_fusion": False, "use_te_activation_func": False, "glu_linear_offset": 0.0,
               "activation_func_clamp_value": None}
-    one, two = torch.nn.Linear(8, 32, bias=False), torch.nn.Linear(16, 8, bias=False)
-    mlp = SimpleNamespace(config=SimpleNamespace(**{**config, **change}), linear_fc1=lambda x: (one(x), None),
-                          linear_fc2=lambda x: (two(x), None))
+    mlp = SimpleNamespace(config=SimpleNamespace(**{**config, **change}), linear_fc1=_Linear(8, 32, bias=False),
+                          linear_fc2=_Linear(16, 8, bias=False))
     hidden = torch.randn(5, 2, 8)
     ours, megatrons = MLP.forward(mlp, hidden), MLP.forward.__wrapped__(mlp, hidden)
     torch.testing.assert_close(ours[0], megatrons[0], rtol=0, atol=0)
