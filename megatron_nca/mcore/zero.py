@@ -68,7 +68,15 @@ class ZeroEngine(Engine):
         self.adam = f"DeepSpeed {deepspeed.__version__} ZeRO-{stage:d} over torch's AdamW (fused)"
 
     def _clear_gradients(self) -> None:
-        """DeepSpeed does so after each update."""
+        """Those of an update that was not made, to which it would add the next; else it has done so (0.19.8)."""
+        zero = self.chunks[0].optimizer
+        zero.zero_grad()  # all that stage 3 needs
+        if hasattr(zero, "clear_hp_grads"):  # stage 1 in bf16
+            zero.clear_hp_grads()
+        elif self.phase.parallel.zero_stage != 3:
+            zero.micro_step_id = -1
+            for number in zero.averaged_gradients:
+                zero.averaged_gradients[number] = zero.all_grad_tensors[number] = None
 
     def _schedule(self, batches: Iterator[dict], sequences: int, forward_only: bool) -> list:
         """Run a global batch of `sequences`; what each micro-batch logged."""
