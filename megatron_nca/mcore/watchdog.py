@@ -17,6 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
+import psutil
 import torch.distributed as dist
 
 from megatron_nca import files
@@ -171,8 +172,8 @@ class Watchdog:
     def _give_sign(self) -> None:
         """This rank's beat; and the process ends here if any rank has failed."""
         self._count += 1
-        process = f"process {os.getpid()} on {socket.gethostname()}"
-        signs = {"count": self._count, "doing": self._doing, "process": process, "line": _line(self._main)}
+        signs = {"count": self._count, "doing": self._doing, "line": _line(self._main)}
+        signs |= {"pid": os.getpid(), "host": socket.gethostname()}
         self._store.set(f"beat {self._ranks.rank}", json.dumps(signs))
         if self._store.check(["failure"]):
             self._end(json.loads(self._store.get("failure"))["exit code"])
@@ -201,11 +202,13 @@ class Watchdog:
         return {rank: beat for rank, beat in enumerate(after) if rank != mine and beat == before[rank]}
 
     def _accuse(self, gone: dict[int, dict], what: str) -> None:
-        names = [f"rank {rank} ({beat.get('process', 'never seen')})" for rank, beat in gone.items()]
+        names = [f"rank {rank} (process {beat.get('pid')} on {beat.get('host')})" for rank, beat in gone.items()]
         last = next(iter(gone.values()))
         seen = f"{last.get('doing', 'nothing')}, {last.get('line', 'no line')}"
         self._say(f"{', '.join(names)} {'is' if len(gone) == 1 else 'are'} {what}: killed, stopped or cut off. "
                   f"Last seen in {seen}. All ranks end.", 1)  # fmt: skip
+        for beat in gone.values():
+            _kill_beside(beat)
         self._end(1)
 
     def _accuse_idle(self) -> None:
@@ -224,6 +227,14 @@ class Watchdog:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+def _kill_beside(beat: dict) -> None:
+    """Kill a silent rank of this machine, which torchrun would do after 30 seconds: it may hold a GPU."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(beat.get("pid"))
+        if beat.get("host") == socket.gethostname() and process.ppid() == os.getppid():  # no other has its number now
+            process.kill()
 
 
 def _line(thread: int) -> str:
