@@ -48,9 +48,14 @@ CONTINUED = {
     "crossed": {"dp2": "zero2", "zero1": "tp2"},
 }
 """Run folder beside the first -> a phase -> the phase whose checkpoint of iteration 10 it goes on from."""
-MICRO_BATCH_SIZES = {"pp4": 1, "pp4vp2": 1, "pp2vp2dp2": 1, "dp2overlap": 1, "tp2sp": 4, "tp4": 4, "tp2cp2sp": 4}
-MICRO_BATCH_SIZES |= {"zero1": 1, "zero2": 1, "zero3": 1}
-"""Of all other layouts 2. Losses must not depend on it; small ones make many small collectives, slow on CPUs."""
+MICRO_BATCH_SIZES = {
+    **dict.fromkeys(("pp2vp2", "pp4", "pp4vp2", "pp2vp2dp2", "dp2overlap", "zero1", "zero2", "zero3"), 1),
+    **dict.fromkeys(("tp2sp", "tp4", "tp2cp2sp"), 4),
+}
+"""Of all other layouts 2. Losses must not depend on it; small ones make many small collectives, slow on CPUs, but wrong
+gradients of an interleaved pipeline show only with more micro-batches than stages."""
+BETWEEN = 14
+"""Where `tp1pp1` and `dp2overlap` save: between two validations, which would gather weights themselves."""
 HALF = ("tp1pp1", "tp2sp", "pp2vp2", "cp2", "zero1", "zero3")
 """Layouts that are trained in bf16 too, as phases named bf16_<layout>."""
 HALFWAY = {"tp2", "dp2", "tp2pp2", "bf16_zero1", "zero2", "bf16_zero3"}
@@ -83,6 +88,8 @@ def recipe_values(iterations: int = 20, **phase: object) -> dict:
     phases["bf16_zero3"]["async_save"] = True
     for name in set(phases) - HALFWAY:
         phases[name]["save_interval"] = iterations
+    for name in ("tp1pp1", "dp2overlap"):
+        phases[name]["save_interval"] = BETWEEN
     arms = {name: {"steps": [{"phase": name}]} for name in phases}
     return {
         "name": "layouts",
