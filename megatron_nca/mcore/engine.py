@@ -19,7 +19,7 @@ import torch.distributed as dist
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.recipe import Phase
 from megatron_nca.config.run_config import RunConfig
-from megatron_nca.mcore import parallel, patches
+from megatron_nca.mcore import device_environment, parallel, patches
 from megatron_nca.mcore.parallel import Ranks, agree, gather, read_ranks  # noqa: F401  (train's only door)
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Engine:
     def __init__(self, model: ModelConfig, phase: Phase, ranks: Ranks, seed: int) -> None:
         self.model_config, self.phase, self.ranks, self.seed = model, phase, ranks, seed
         patches.quiet()
+        self.environment_note = device_environment.prepare(phase.parallel)
         self._check_machine()
         self.device = parallel.initialise(phase.parallel, ranks)
         self.adam = patches.install()

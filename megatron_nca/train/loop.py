@@ -94,6 +94,8 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
                 engine.layers,
                 engine.adam,
             )
+            if engine.environment_note is not None:
+                logger.info("%s", engine.environment_note)
         beside = partial(provenance.beside, job.recipe, job.run, supply)
         saver = checkpoints.Saver(engine, folder.checkpoints, beside, job.run.linked_as_initial)
         with _agreed(lambda: _metrics(job, folder, engine, clock, run_config.iteration)) as metrics:
