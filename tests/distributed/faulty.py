@@ -65,7 +65,7 @@ if __name__ == "__main__":
     if os.environ["RANK"] == rank and fault == "spoilt":
         engine._loss = spoilt(engine._loss)
     elif os.environ["RANK"] == rank:
-        engine._forward = harmed(engine._forward, globals()[fault])
+        engine.forward_step = harmed(engine.forward_step, globals()[fault])
     if fault == "hangs":
         watchdog.STUCK_SECONDS = 4
     sys.exit(main(sys.argv[3:]))

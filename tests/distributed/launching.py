@@ -22,43 +22,41 @@ LAYOUTS = {
     "pp4vp2": {"pipeline": 4, "virtual_pipeline": 2},
     "tp2cp2sp": {"tensor": 2, "context": 2, "sequence_parallel": True},
     "tp2pp2": {"tensor": 2, "pipeline": 2, "recompute": {"granularity": "full", "layers": 2}},
-    "pp2vp2dp2": {"pipeline": 2, "virtual_pipeline": 2, "data": 2, "overlap_grad_reduce": True},
 }
 ZERO = {
     "zero1": {"zero_stage": 1, "data": 2},
     "zero2": {"zero_stage": 2, "data": 2, "overlap_grad_reduce": True},
     "zero3": {"zero_stage": 3, "data": 2, "recompute": {"granularity": "full", "method": "block", "layers": 4}},
     "tp2zero1": {"zero_stage": 1, "tensor": 2, "recompute": {"granularity": "selective"}},
-    "tp2dp2zero2": {"zero_stage": 2, "tensor": 2, "data": 2},
     "tp2dp2zero3": {"zero_stage": 3, "tensor": 2, "data": 2},
 }
 LAYOUTS |= {name: {"engine": "deepspeed", **layout} for name, layout in ZERO.items()}
 LAUNCHES = {
     1: ["tp1pp1", "bf16_tp1pp1"],
     2: [
-        *("tp2", "pp2", "pp2vp2", "tp2sp", "cp2", "dp2", "dp2overlap", "bf16_tp2sp", "bf16_pp2vp2", "bf16_cp2"),
-        *("zero1", "zero2", "zero3", "tp2zero1", "bf16_zero1", "bf16_zero3"),
+        *("tp2", "pp2", "pp2vp2", "tp2sp", "cp2", "dp2", "dp2overlap", "bf16_tp2sp", "bf16_pp2vp2"),
+        *("zero1", "zero2", "zero3", "tp2zero1", "bf16_zero1"),
     ],
-    4: ["tp4", "pp4", "pp4vp2", "tp2cp2sp", "tp2pp2", "pp2vp2dp2", "tp2dp2zero2", "tp2dp2zero3"],
+    4: ["tp4", "pp4", "pp4vp2", "tp2cp2sp", "tp2pp2", "tp2dp2zero3"],
 }
 """Ranks -> the phases that they train one after the other."""
 CONTINUED = {
     "resharded": {"pp4vp2": "tp2"},
-    "resumed": {"bf16_zero1": "bf16_zero1", "zero2": "zero2", "bf16_zero3": "bf16_zero3"},
+    "resumed": {"bf16_zero1": "bf16_zero1", "zero3": "zero3"},
     "crossed": {"dp2": "zero2", "zero1": "tp2"},
 }
 """Run folder beside the first -> a phase -> the phase whose checkpoint of iteration 10 it goes on from."""
 MICRO_BATCH_SIZES = {
-    **dict.fromkeys(("pp2vp2", "pp4", "pp4vp2", "pp2vp2dp2", "dp2overlap", "zero1", "zero2", "zero3"), 1),
+    **dict.fromkeys(("pp2vp2", "pp4", "pp4vp2", "dp2overlap", "zero1", "zero2", "zero3"), 1),
     **dict.fromkeys(("tp2sp", "tp4", "tp2cp2sp"), 4),
 }
 """Of all other layouts 2. Losses must not depend on it; small ones make many small collectives, slow on CPUs, but wrong
 gradients of an interleaved pipeline show only with more micro-batches than stages."""
 BETWEEN = 14
 """Where `tp1pp1` and `dp2overlap` save: between two validations, which would gather weights themselves."""
-HALF = ("tp1pp1", "tp2sp", "pp2vp2", "cp2", "zero1", "zero3")
+HALF = ("tp1pp1", "tp2sp", "pp2vp2", "zero1")
 """Layouts that are trained in bf16 too, as phases named bf16_<layout>."""
-HALFWAY = {"tp2", "dp2", "tp2pp2", "bf16_zero1", "zero2", "bf16_zero3"}
+HALFWAY = {"tp2", "dp2", "tp2pp2", "bf16_zero1", "zero2", "zero3"}
 """Phases that save at their 10th iteration too, where they are stopped and looked at."""
 TIMES = {
     "iteration-time", "tokens-per-second", "throughput", "mem-rss-bytes", "wall-time", "training-time", "data-time"
@@ -85,7 +83,7 @@ def recipe_values(iterations: int = 20, **phase: object) -> dict:
         for name, layout in LAYOUTS.items()
     }
     phases |= {f"bf16_{name}": {**phases[name], "precision": "bf16"} for name in HALF}
-    phases["bf16_zero3"]["async_save"] = True
+    phases["zero3"]["async_save"] = True
     for name in set(phases) - HALFWAY:
         phases[name]["save_interval"] = iterations
     for name in ("tp1pp1", "dp2overlap"):

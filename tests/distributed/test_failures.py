@@ -36,6 +36,7 @@ def faulty(
 ) -> tuple[subprocess.CompletedProcess, dict]:
     """A training of two ranks of which one comes to harm, and the record it leaves."""
     result, phase = trained(run_folder, folder, PHASE, fault, rank, *flags)
+    assert (phase / "failed.json").exists(), result.stderr
     said, ended = (phase / "failed.json").stat().st_mtime, time.time()
     after = said - (phase / "metrics.jsonl").stat().st_mtime
     print(f"{fault}: said {after:.1f} s after the last whole iteration, all ended {ended - said:.1f} s later")
