@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   settings on the command line
     megatron-nca train launch/recipes/demo.yaml --phase nca --run-dir runs/x phases.nca.parallel.tensor=1
   DeepSpeed instead of Megatron's engine: ZeRO-2 over two copies of the model (docs/parallelism.md)
-    torchrun --nproc-per-node 2 -m megatron_nca train RECIPE --phase text --run-dir runs/x \\
+    megatron-nca torchrun --nproc-per-node 2 -m megatron_nca train RECIPE --phase text --run-dir runs/x \\
         'phases.text.parallel={engine: deepspeed, zero_stage: 2, data: 2}'
 
 The phase starts from RUN/arms/ARM/seedN/PHASE/initial (see `megatron-nca convert transfer`) and resumes from its own
