@@ -64,7 +64,9 @@ class TensorSpec:
 
 
 def tensor_table(config: ModelConfig) -> tuple[TensorSpec, ...]:
-    """All tensors of a model, embedding first, head last. Shapes as in docs/architecture.md, layers unstacked.
+    """All tensors of a model, embedding first, head last; a tied head is none.
+
+    Shapes are those of docs/architecture.md, layers unstacked.
 
     Laws: layer matrices N(0, init_std), the two output projections divided by sqrt(2 num_layers) only if
     scaled_residual_init; norms 1; embedding N(0, embedding_init_std); head as head_init says. The defaults are the
@@ -74,6 +76,8 @@ def tensor_table(config: ModelConfig) -> tuple[TensorSpec, ...]:
     for layer in range(config.num_layers):
         table += [_layer_spec(layer, kind, config) for kind in LAYER_TENSORS]
     table.append(TensorSpec("final_norm.weight", (config.hidden_size,), "final_norm", None, Law("constant", 1.0)))
+    if config.tied_embeddings:
+        return tuple(table)
     uniform = config.head_init == "kaiming_uniform"
     head_law = Law("uniform", config.hidden_size**-0.5) if uniform else Law("normal", config.init_std)
     table.append(_vocabulary_spec("head.weight", config, head_law))

@@ -30,7 +30,8 @@ def parameters(model: ModelConfig) -> Parameters:
     """Parameters of the whole model, whatever its layout."""
     vocabulary = model.padded_vocab_size * model.hidden_size
     layer = sum(math.prod(shape) for shape in layer_shapes(model))
-    return Parameters(vocabulary, model.num_layers * layer, model.hidden_size, vocabulary)
+    head = 0 if model.tied_embeddings else vocabulary
+    return Parameters(vocabulary, model.num_layers * layer, model.hidden_size, head)
 
 
 def layer_shapes(model: ModelConfig, tensor: int = 1) -> tuple[tuple[int, ...], ...]:
@@ -46,7 +47,8 @@ def layer_shapes(model: ModelConfig, tensor: int = 1) -> tuple[tuple[int, ...], 
 def stage_tensors(model: ModelConfig, parallel: ParallelConfig, stage: int) -> list[list[int]]:
     """Sizes of the tensors of each model chunk (one, or `virtual_pipeline`) of a rank of that pipeline stage.
 
-    The embedding is on the first stage's first chunk; final norm and head are on the last stage's last.
+    The embedding is on the first stage's first chunk; final norm and head are on the last stage's last, a tied head
+    as a copy unless that is the first stage too.
     """
     chunks = parallel.virtual_pipeline
     layers = model.num_layers // (parallel.pipeline * chunks)
@@ -56,7 +58,9 @@ def stage_tensors(model: ModelConfig, parallel: ParallelConfig, stage: int) -> l
     if stage == 0:
         result[0] = [vocabulary, *result[0]]
     if stage == parallel.pipeline - 1:
-        result[-1] = [*result[-1], model.hidden_size, vocabulary]
+        result[-1] = [*result[-1], model.hidden_size]
+        if not (model.tied_embeddings and stage == 0):
+            result[-1].append(vocabulary)
     return result
 
 

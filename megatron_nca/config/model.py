@@ -12,8 +12,34 @@ VOCABULARY_MULTIPLE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How the rotary frequencies of a model were stretched to sequences longer than it began with.
+
+    linear: all divided by `factor`. llama3: those whose wavelength exceeds original_length / low_frequency_factor are
+    divided by `factor`, those shorter than original_length / high_frequency_factor stay, between them it is blended
+    (Llama 3.1; the key `rope_scaling` of Hugging Face's configurations).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 1:
+            raise ConfigError(explain("model.rope_scaling.factor", self.factor, "must be at least 1.",
+                                      "leave rope_scaling out for none."))
+        if not 0 < self.low_frequency_factor < self.high_frequency_factor or self.original_length < 1:
+            raise ConfigError(explain(
+                "model.rope_scaling", f"{self.low_frequency_factor}, {self.high_frequency_factor}, "
+                f"{self.original_length}", "needs 0 < low_frequency_factor < high_frequency_factor and a positive "
+                "original_length.", "take them from the model's own configuration."))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """A Llama-shaped decoder without its vocabulary: RMSNorm, RoPE, SwiGLU, untied, no biases."""
+    """A Llama-shaped decoder without its vocabulary: RMSNorm, RoPE, SwiGLU, no biases."""
 
     num_layers: int
     hidden_size: int
@@ -23,6 +49,9 @@ class ModelShape:
     ffn_hidden_size: int
     sequence_length: int = 1024
     rope_base: int = 10_000
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False
+    """The head is the embedding's weight; the model then has no tensor of its own for it."""
     norm_epsilon: float = 1e-6
     init_std: float = 0.02
     """Standard deviation of every matrix of the layers."""

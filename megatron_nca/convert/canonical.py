@@ -1,30 +1,30 @@
 """The hub of conversion: a checkpoint as a model and a named sequence of tensors that are read only when asked for.
 
-Spokes (one file a format) make one from their files or write their files from one. Names are those of
-`initialise.tensor_table`; every tensor comes as float32, whatever its file holds.
+Spokes (one file a format) make one from their files or write their files from one. Names and shapes are those of
+`initialise.tensor_table`; every tensor has the type in which it is stored, so that passing through changes no bit.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.errors import CheckpointError
 from megatron_nca.initialise import tensor_table
 
-READABLE_DTYPES = ("float32", "bfloat16", "float16")
-"""Stored types that float32 holds exactly."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types that a weight may have, all of which float32 holds exactly."""
 
 
 @dataclass(frozen=True)
 class CanonicalTensor:
-    """`read()` gives a float32 array of `shape`; `dtype` is the stored type; `note` says what a reader should know."""
+    """`read()` gives a CPU tensor of `shape` and `dtype`, read anew each time; `note` says what a user should know."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[], np.ndarray]
+    read: Callable[[], torch.Tensor]
     note: str | None = None
 
 
@@ -61,8 +61,8 @@ class CanonicalCheckpoint:
         for name in expected.keys() & found.keys():
             if found[name].shape != expected[name]:
                 faults.append(f"{name} has shape {found[name].shape}, expected {expected[name]}")
-            if found[name].dtype not in READABLE_DTYPES:
-                faults.append(f"{name} is stored as {found[name].dtype}, expected one of {', '.join(READABLE_DTYPES)}")
+            if found[name].dtype not in DTYPES:
+                faults.append(f"{name} is stored as {found[name].dtype}, expected one of {', '.join(DTYPES)}")
         if faults:
             raise CheckpointError(f"{self.origin}: does not hold the model it describes: {'; '.join(sorted(faults))}. "
                                   "Cure: use another checkpoint, or correct its run_config.yaml.")

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from megatron_nca import file_list
 from megatron_nca.config.run_config import FILE_NAME, RunConfig, load_run_config
 from megatron_nca.config.schema import to_yaml
-from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor, Ignored
+from megatron_nca.convert.canonical import DTYPES, CanonicalCheckpoint, CanonicalTensor, Ignored
 from megatron_nca.errors import CheckpointError
 from megatron_nca.files import publish
 from megatron_nca.mcore.torch_dist import METADATA_FILE, Chunk, StoredTensor, TorchDistReader, write_checkpoint
@@ -89,7 +89,7 @@ def read(folder: Path) -> CanonicalCheckpoint:
 
 def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
           last: Callable[[Path], None] = lambda aside: None) -> None:
-    """Write `checkpoint` under `folder` whole or not at all, weights in float32, one tensor in memory at a time.
+    """Write `checkpoint` under `folder` whole or not at all, weights in their types, one tensor in memory at a time.
 
     `last(aside)` may put further files into the folder before it gets its name; all tensors are written by then.
     Raises CheckpointError, and DataError when the disk fills up.
@@ -98,16 +98,28 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
     layers = range(checkpoint.model.num_layers)
     stored = []
     for name, key in OTHER_KEYS.items():
-        tensor = by_name[name]
-        stored.append(StoredTensor(key, tensor.shape, (Chunk((0,) * len(tensor.shape), tensor.shape, tensor.read),)))
+        if name in by_name:  # a tied head is not
+            tensor = by_name[name]
+            whole = Chunk((0,) * len(tensor.shape), tensor.shape, tensor.read)
+            stored.append(StoredTensor(key, tensor.shape, DTYPES[tensor.dtype], (whole,)))
     for kind, key in LAYER_KEYS.items():
-        chunks = tuple(_layer_chunk(by_name[f"layers.{layer}.{kind}"], layer) for layer in layers)
-        stored.append(StoredTensor(key, (len(layers), *chunks[0].shape[1:]), chunks))
+        tensors = [by_name[f"layers.{layer}.{kind}"] for layer in layers]
+        chunks = tuple(_layer_chunk(tensor, layer) for layer, tensor in enumerate(tensors))
+        stored.append(StoredTensor(key, (len(layers), *tensors[0].shape), _common_dtype(key, tensors), chunks))
     with publish(folder) as aside:
         write_checkpoint(aside, stored, _CONTENT)
         (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
         last(aside)
         file_list.write(aside)
+
+
+def _common_dtype(key: str, tensors: list[CanonicalTensor]) -> torch.dtype:
+    """Layers are stacked into one tensor of the file, which has one type."""
+    dtypes = sorted({tensor.dtype for tensor in tensors})
+    if len(dtypes) > 1:
+        raise CheckpointError(f"{key}: its layers are stored as {' and '.join(dtypes)}, one type is needed. "
+                              "Cure: convert to one type with --dtype.")
+    return DTYPES[dtypes[0]]
 
 
 def _layer_chunk(tensor: CanonicalTensor, layer: int) -> Chunk:
@@ -124,10 +136,8 @@ def _tensor(reader: TorchDistReader, table: dict, name: str, key: str, layer: in
     elif dtype != "float32":
         note = f"stored as {dtype}, without an fp32 main weight"
 
-    def values() -> np.ndarray:
-        return reader.read(source, layer).to(torch.float32).numpy()
-
-    return CanonicalTensor(name, shape if layer is None else shape[1:], table[source][1], values, note)
+    return CanonicalTensor(name, shape if layer is None else shape[1:], table[source][1],
+                           partial(reader.read, source, layer), note)
 
 
 def _reason_to_ignore(key: str) -> str | None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig
@@ -25,7 +26,8 @@ ACCOUNT_FILE = "account.json"
 ALIASES = {"all": ("attention", "mlp", "norms", "final_norm"), "none": ()}
 """`all`: what does not depend on the vocabulary."""
 _BY_LAYER = ("attention", "mlp", "norms")
-_SHAPING = ("num_layers", "hidden_size", "num_heads", "query_groups", "ffn_hidden_size", "rope_base", "norm_epsilon")
+_SHAPING = ("num_layers", "hidden_size", "num_heads", "query_groups", "ffn_hidden_size", "rope_base", "rope_scaling",
+            "norm_epsilon")
 """Settings that must agree for weights to mean the same in both models; vocab_size besides for embedding and head."""
 
 
@@ -154,14 +156,18 @@ class Transfer:
                 for t in self.source.tensors if t.name not in carried]
         return rows + [Row(item.key, "dropped", item.shape, note=item.reason) for item in self.source.ignored]
 
-    def _reader(self, spec: TensorSpec) -> Callable[[], np.ndarray]:
+    def _reader(self, spec: TensorSpec) -> Callable[[], torch.Tensor]:
         row = self._rows[spec.name]
-        return partial(self._carry, row) if row.action == "carried" else partial(initial_tensor, spec, self.seed)
+        return partial(self._carry, row) if row.action == "carried" else partial(_initial, spec, self.seed)
 
-    def _carry(self, row: Row) -> np.ndarray:
-        values = np.ascontiguousarray(self.source.tensor(row.name).read())
-        row.sha256 = hashlib.sha256(values.astype("<f4", copy=False).data).hexdigest()
+    def _carry(self, row: Row) -> torch.Tensor:
+        values = self.source.tensor(row.name).read().to(torch.float32).contiguous()
+        row.sha256 = hashlib.sha256(values.numpy().astype("<f4", copy=False).data).hexdigest()
         return values
+
+
+def _initial(spec: TensorSpec, seed: int) -> torch.Tensor:
+    return torch.from_numpy(initial_tensor(spec, seed))
 
 
 def same_account(one: dict, other: dict) -> list[str]:

@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.recipe import Phase
+from megatron_nca.mcore.rotary import inverse_frequencies
 from megatron_nca.mcore.stack import Stack
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,11 +89,13 @@ def build(model: ModelConfig, phase: Phase, stack: Stack, device: torch.device) 
             max_sequence_length=model.sequence_length,
             pre_process=parallel_state.is_pipeline_first_stage(**place),
             post_process=parallel_state.is_pipeline_last_stage(**place),
-            share_embeddings_and_output_weights=False,
+            share_embeddings_and_output_weights=model.tied_embeddings,
             position_embedding_type="rope",
             rotary_base=model.rope_base,
             vp_stage=place["vp_stage"],
         )
+        if model.rope_scaling:  # Megatron's own knows llama3's with fixed constants only
+            module.rotary_pos_emb.inv_freq = inverse_frequencies(model).to(module.rotary_pos_emb.inv_freq.device)
         module.to(device)
         chunks.append(module if phase.precision == "fp32" else Float16Module(config, module))
     return chunks

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_nca.config.model import ModelConfig
+from megatron_nca.mcore.rotary import inverse_frequencies
 
 # Shapes: B batch, S sequence, H hidden, N heads, G key/value heads, D head size, F ffn, V padded vocabulary.
 
@@ -59,8 +60,9 @@ class LlamaReference(nn.Module):
         self.layers = nn.ModuleList(_Layer(model) for _ in range(model.num_layers))
         self.final_norm = nn.RMSNorm(model.hidden_size, eps=model.norm_epsilon)
         self.head = nn.Linear(model.hidden_size, model.padded_vocab_size, bias=False)
-        exponents = torch.arange(0, model.head_size, 2, dtype=torch.float32) / model.head_size
-        angles = torch.outer(torch.arange(model.sequence_length, dtype=torch.float32), model.rope_base**-exponents)
+        if model.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        angles = torch.outer(torch.arange(model.sequence_length, dtype=torch.float32), inverse_frequencies(model))
         angles = torch.cat((angles, angles), dim=-1)  # (S, D)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)

@@ -4,9 +4,33 @@ Megatron's (rope_utils, 0.16 to 0.19) takes cosines and sines anew for every ten
 once more than needed, and leaves autograd to undo eight small steps. The gradient of a rotation is the rotation back.
 """
 
+import math
 from functools import lru_cache
 
 import torch
+
+from megatron_nca.config.model import ModelConfig
+
+
+def inverse_frequencies(model: ModelConfig) -> torch.Tensor:
+    """Radians a position for each pair of a head's components: (head size / 2), float32, scaled as the model says.
+
+    Every step rounds to float32 as in Megatron's and Hugging Face's code: late positions see the last bit.
+    """
+    exponents = torch.arange(0, model.head_size, 2, dtype=torch.float32) / model.head_size
+    plain = 1.0 / model.rope_base**exponents
+    scaling = model.rope_scaling
+    if scaling is None:
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    wavelength = 2 * math.pi / plain
+    share = (scaling.original_length / wavelength - low) / (high - low)
+    blended = (1 - share) * plain / scaling.factor + share * plain
+    scaled = torch.where(wavelength > scaling.original_length / low, plain / scaling.factor, plain)
+    between = (wavelength <= scaling.original_length / low) & (wavelength >= scaling.original_length / high)
+    return torch.where(between, blended, scaled)
 
 
 class _Rotation(torch.autograd.Function):

@@ -132,6 +132,8 @@ def check_shape(folder: Path, found: ModelConfig, expected: ModelConfig) -> None
         "ffn_hidden_size",
         "vocab_size",
         "rope_base",
+        "rope_scaling",
+        "tied_embeddings",
         "norm_epsilon",
     )
     different = [

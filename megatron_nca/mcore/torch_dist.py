@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -59,19 +58,20 @@ _KNOWN_CLASSES = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor and how to get it: `read()` gives an array of `shape`, float32."""
+    """A box of a tensor and how to get it: `read()` gives a tensor of `shape` and of the stored tensor's type."""
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
+    read: Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One float32 tensor to write, as chunks that together cover it."""
+    """One tensor to write, as chunks that together cover it."""
 
     key: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
     chunks: tuple[Chunk, ...]
 
 
@@ -178,21 +178,22 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
     if the disk has too little free space, OSError from writing.
     """
     tensors = list(tensors)
-    needed = sum(4 * math.prod(c.shape) + _CHUNK_OVERHEAD_BYTES for tensor in tensors for c in tensor.chunks)
+    needed = sum(tensor.dtype.itemsize * math.prod(chunk.shape) + _CHUNK_OVERHEAD_BYTES
+                 for tensor in tensors for chunk in tensor.chunks)
     folder.mkdir(parents=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the checkpoint needs "
                               f"{needed / 1e6:.0f} MB. Cure: free some space or choose another folder.")
     table, places = {}, {}
-    properties = TensorProperties(dtype=torch.float32)
     with open(folder / _DATA_FILE, "wb") as file:
         for tensor in tensors:
             chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.shape)) for c in tensor.chunks]
+            properties = TensorProperties(dtype=tensor.dtype)
             table[tensor.key] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
             for chunk in tensor.chunks:
                 start = file.tell()
-                _save(_as_tensor(tensor.key, chunk), file)
+                _save(_values(tensor, chunk), file)
                 places[MetadataIndex(tensor.key, chunk.offsets)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)
     with open(folder / "common.pt", "wb") as file:
         _save({"content_metadata": content_metadata}, file)
@@ -214,10 +215,12 @@ def _save(value: object, file: BinaryIO) -> None:
         raise
 
 
-def _as_tensor(key: str, chunk: Chunk) -> torch.Tensor:
-    array = chunk.read()
-    assert array.shape == chunk.shape and array.dtype == np.float32, f"{key}: {array.shape} {array.dtype}"
-    return torch.from_numpy(np.ascontiguousarray(array))
+def _values(tensor: StoredTensor, chunk: Chunk) -> torch.Tensor:
+    """Of a chunk, with no more storage than its own: torch.save writes the whole storage behind a view."""
+    values = chunk.read()
+    assert values.shape == chunk.shape and values.dtype == tensor.dtype, f"{tensor.key}: {values.shape} {values.dtype}"
+    values = values.contiguous()
+    return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
 
 
 def _check_torch(folder: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig
@@ -18,8 +19,8 @@ CONFIG = ModelConfig(num_layers=3, hidden_size=32, num_heads=4, num_query_groups
 def random_checkpoint(config: ModelConfig = CONFIG, seed: int = 0) -> CanonicalCheckpoint:
     """A model as if trained: every tensor, norms too, is random."""
 
-    def reader(index: int, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
-        return lambda: np.random.default_rng([seed, index]).normal(size=shape).astype(np.float32)
+    def reader(index: int, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        return lambda: torch.from_numpy(np.random.default_rng([seed, index]).normal(size=shape).astype(np.float32))
 
     tensors = [
         CanonicalTensor(spec.name, spec.shape, "float32", reader(index, spec.shape))
@@ -29,7 +30,8 @@ def random_checkpoint(config: ModelConfig = CONFIG, seed: int = 0) -> CanonicalC
 
 
 def values(checkpoint: CanonicalCheckpoint) -> dict[str, np.ndarray]:
-    return {tensor.name: tensor.read() for tensor in checkpoint.tensors}
+    """All weights as float32 arrays."""
+    return {tensor.name: tensor.read().float().numpy() for tensor in checkpoint.tensors}
 
 
 def write_random(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -> Path:

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -126,11 +125,11 @@ def test_main_weights_are_taken_where_weights_are_rounded(tmp_path: Path, traine
     state[prefix + key] = full[key]
     checkpoint = megatron.read(save_as(tmp_path / "c", state))
     fc2, proj = checkpoint.tensor("layers.1.mlp.fc2.weight"), checkpoint.tensor("layers.1.attention.proj.weight")
-    assert (fc2.read() == full[key][1].numpy()).all()
+    assert torch.equal(fc2.read(), full[key][1])
     assert fc2.note == "stored as bfloat16; its fp32 main weight was taken from the optimizer state"
-    rounded = full["decoder.layers.self_attention.linear_proj.weight"][1].bfloat16().float().numpy()
-    assert (proj.read() == rounded).all()
-    assert proj.read().dtype == np.float32
+    rounded = full["decoder.layers.self_attention.linear_proj.weight"][1].bfloat16()
+    assert torch.equal(proj.read(), rounded)
+    assert (fc2.dtype, proj.dtype, proj.read().dtype) == ("float32", "bfloat16", torch.bfloat16)
     assert proj.note == "stored as bfloat16, without an fp32 main weight"
 
 
@@ -139,7 +138,7 @@ def test_main_weights_are_not_taken_where_weights_are_whole(tmp_path: Path, trai
     state = {**full, "optimizer.state.param.output_layer.weight": torch.zeros(256, 32)}
     head = megatron.read(save_as(tmp_path / "c", state)).tensor("head.weight")
     assert head.note is None
-    assert (head.read() == full["output_layer.weight"].numpy()).all()
+    assert torch.equal(head.read(), full["output_layer.weight"])
 
 
 def test_a_series_gives_its_newest_whole_iteration(tmp_path: Path):

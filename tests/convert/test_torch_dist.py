@@ -26,11 +26,12 @@ def split(values: np.ndarray, cuts: list[list[int]]) -> tuple[Chunk, ...]:
     for size, points in zip(values.shape, cuts, strict=True):
         edges = [0, *sorted(set(points)), size]
         boxes = [(*box, slice(a, b)) for box in boxes for a, b in itertools.pairwise(edges)]
-    return tuple(Chunk(tuple(s.start for s in box), values[box].shape, lambda box=box: values[box]) for box in boxes)
+    tensor = torch.from_numpy(values)
+    return tuple(Chunk(tuple(s.start for s in box), values[box].shape, lambda box=box: tensor[box]) for box in boxes)
 
 
 def write(folder: Path, values: np.ndarray, cuts: list[list[int]]) -> TorchDistReader:
-    write_checkpoint(folder, [StoredTensor("key", values.shape, split(values, cuts))], {})
+    write_checkpoint(folder, [StoredTensor("key", values.shape, torch.float32, split(values, cuts))], {})
     return TorchDistReader(folder)
 
 
@@ -82,7 +83,7 @@ def test_same_tensors_same_bytes(tmp_path: Path):
 
 def test_holes_are_refused(tmp_path: Path):
     values = np.zeros((4, 4), np.float32)
-    write_checkpoint(tmp_path / "c", [StoredTensor("key", (4, 4), split(values, [[2], []])[:1])], {})
+    write_checkpoint(tmp_path / "c", [StoredTensor("key", (4, 4), torch.float32, split(values, [[2], []])[:1])], {})
     with pytest.raises(CheckpointError, match="cover 8 of 16"):
         TorchDistReader(tmp_path / "c").read("key")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sample_checkpoints import CONFIG, random_checkpoint, values, write_random
 
 from megatron_nca import file_list, files
@@ -236,11 +237,12 @@ def test_carried_tensors_keep_every_bit(tmp_path: Path, transfer: Callable):
     checkpoint = random_checkpoint()
     norm = np.tile(bits, 6)[:32].view(np.float32)
     tensors = tuple(
-        t if t.name != "final_norm.weight" else type(t)(t.name, t.shape, t.dtype, lambda: norm)
+        t if t.name != "final_norm.weight" else type(t)(t.name, t.shape, t.dtype, lambda: torch.from_numpy(norm))
         for t in checkpoint.tensors
     )
     megatron.write(tmp_path / "odd", type(checkpoint)("odd", CONFIG, tensors), RunConfig(model=CONFIG))
     transfer("--from", tmp_path / "odd", "--to", tmp_path / "new", "--carry", "final_norm", "--seed", 4)
     assert (
-        megatron.read(tmp_path / "new").tensor("final_norm.weight").read().view(np.uint32) == norm.view(np.uint32)
+        megatron.read(tmp_path / "new").tensor("final_norm.weight").read().numpy().view(np.uint32)
+        == norm.view(np.uint32)
     ).all()

@@ -14,7 +14,7 @@ from megatron_nca.mcore.torch_dist import TorchDistReader
 RECIPE = """
 name: equality
 model:
-  {{num_layers: 3, hidden_size: 64, num_heads: 4, num_query_groups: {groups}, ffn_hidden_size: 96, sequence_length: 32}}
+  {{num_layers: 3, hidden_size: 64, num_heads: 4, ffn_hidden_size: 96, sequence_length: 32, {more}}}
 datasets: {{text: {{source: indexed, vocab_size: 200, train_prefix: none, validation_prefix: none}}}}
 phases:
   text: {{dataset: text, iterations: 5, global_batch_size: 4, micro_batch_size: 2, precision: fp32,
@@ -24,10 +24,18 @@ control: scratch
 """
 
 
-@pytest.mark.parametrize("groups", [4, 2], ids=["multi-head", "grouped-query"])
-def test_losses_and_updates_equal_plain_pytorch(groups: int, tmp_path: Path) -> None:
+LLAMA3 = "{kind: llama3, factor: 8, original_length: 16}"
+VARIANTS = {
+    "multi-head": "num_query_groups: 4",
+    "grouped-query, tied": "num_query_groups: 2, tied_embeddings: true, embedding_init_std: 0.02",
+    "rope scaled": f"rope_scaling: {LLAMA3}",
+}
+
+
+@pytest.mark.parametrize("more", VARIANTS.values(), ids=VARIANTS)
+def test_losses_and_updates_equal_plain_pytorch(more: str, tmp_path: Path) -> None:
     recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
-    recipe_file.write_text(RECIPE.format(groups=groups))
+    recipe_file.write_text(RECIPE.format(more=more))
     assert (
         main(
             [
