@@ -1,26 +1,30 @@
-"""The training loop of any phase: nothing here knows whether the tokens are automata or text."""
+"""One phase from where it stands to its end: what is opened before the iterations, and the record after them.
 
+Nothing here knows whether the tokens are automata or text.
+"""
+
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from megatron_nca import files
 from megatron_nca.account import devices, flops
 from megatron_nca.config.recipe import Recipe
-from megatron_nca.config.run_config import LossRecord, RunConfig
+from megatron_nca.config.run_config import RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
-from megatron_nca.mcore.engine import Engine, Ranks, agree, build_engine, datasets, gather
+from megatron_nca.mcore.engine import Engine, Ranks, agree, build_engine, datasets
 from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import boards, checkpoints, provenance
 from megatron_nca.train.clock import Clock
-from megatron_nca.train.losses import Losses
 from megatron_nca.train.metrics import Machine, Metrics
 from megatron_nca.train.stopping import Pace, Stop
 from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
+from megatron_nca.train.training import Training
 
 logger = logging.getLogger("megatron_nca.train")
 
@@ -45,18 +49,19 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
     saved, and the next call goes on from there. `at(what, limited)` is told what this rank does, and whether that must
     not take long. Raises MegatronNcaError, the same on all ranks.
     """
-    clock, stop = Clock(), stop or Stop()
-    phase, model = job.recipe.phases[job.phase], job.recipe.model_config(job.phase)
+    clock, phase = Clock(), job.recipe.phases[job.phase]
     folder = job.run.phase(job.arm, job.seed, job.phase)
     if folder.done.exists():
         if ranks.is_first:
             logger.info("%s: is whole, nothing to do", folder.path)
         return True
-    at("building the model")
-    engine = build_engine(model, phase, ranks, job.seed)
-    lock = supply = saver = None
-    try:
+    with contextlib.ExitStack() as at_the_end:
+        at("building the model")
+        engine = build_engine(job.recipe.model_config(job.phase), phase, ranks, job.seed)
+        at_the_end.callback(engine.close)
         lock = _agreed(lambda: _begin(folder) if ranks.is_first else None)
+        if lock is not None:
+            at_the_end.callback(os.close, lock)
         at("loading the checkpoint")
         start = checkpoints.starting_point(folder, ranks, phase.verify_checkpoints)
         began = time.perf_counter()
@@ -65,49 +70,39 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         resumed = start != folder.initial
         at("opening the data")
         supply = _supply(job, ranks, loaded.consumed_sequences if resumed else 0)
+        at_the_end.callback(supply.close)
         with clock.waiting:
             data = _open_data(job, supply)
         if resumed:
             checkpoints.check_same_data(loaded, start, supply.sha256, supply.digest)
-        run_config = RunConfig(
-            model=model,
-            recipe=job.recipe.name,
-            phase=job.phase,
-            arm=job.arm,
-            seed=job.seed,
-            data_sha256=supply.sha256,
-            data_digest=supply.digest,
-            iteration=loaded.iteration if resumed else 0,
-            consumed_sequences=loaded.consumed_sequences if resumed else 0,
-            losses=loaded.losses if resumed else LossRecord(),
-            optimizer=resumed,
-        )
+        run_config = _run_config(job, supply, loaded if resumed else None)
         if ranks.is_first:
-            logger.info(
-                "phase %s, arm %s, seed %d: %s at iteration %d, on %s, %s, %s",
-                job.phase,
-                job.arm,
-                job.seed,
-                "resumed" if resumed else "started",
-                run_config.iteration,
-                engine.device,
-                engine.layers,
-                engine.adam,
-            )
-            if engine.environment_note is not None:
-                logger.info("%s", engine.environment_note)
+            _say_what_begins(job, engine, run_config)
         beside = partial(provenance.beside, job.recipe, job.run, supply)
         saver = checkpoints.Saver(engine, folder.checkpoints, beside, job.run.linked_as_initial)
-        with _agreed(lambda: _metrics(job, folder, engine, clock, run_config.iteration)) as metrics:
-            return _loop(job, engine, data, supply, metrics, saver, run_config, stop, pace, at)
-    finally:
-        if saver is not None:
-            saver.close()
-        if supply is not None:
-            supply.close()
-        if lock is not None:
-            os.close(lock)
-        engine.close()
+        at_the_end.callback(saver.close)
+        metrics = at_the_end.enter_context(_agreed(lambda: _metrics(job, folder, engine, clock, run_config.iteration)))
+        training = Training(engine, data, supply, metrics, saver, run_config, stop or Stop(), pace, at)
+        stopped_by = training.run()
+        agree(_write_record(job, engine, metrics, training.run_config, stopped_by))
+        return stopped_by is None
+
+
+def _run_config(job: Job, supply: Beforehand | OnNode, resumed: RunConfig | None) -> RunConfig:
+    """Of the training's beginning: a new one, or what the checkpoint that it goes on from has reached."""
+    reached = {} if resumed is None else {
+        "iteration": resumed.iteration, "consumed_sequences": resumed.consumed_sequences, "losses": resumed.losses,
+        "optimizer": True}
+    return RunConfig(model=job.recipe.model_config(job.phase), recipe=job.recipe.name, phase=job.phase, arm=job.arm,
+                     seed=job.seed, data_sha256=supply.sha256, data_digest=supply.digest, **reached)
+
+
+def _say_what_begins(job: Job, engine: Engine, run_config: RunConfig) -> None:
+    logger.info("phase %s, arm %s, seed %d: %s at iteration %d, on %s, %s, %s", job.phase, job.arm, job.seed,
+                "resumed" if run_config.optimizer else "started", run_config.iteration, engine.device, engine.layers,
+                engine.adam)
+    if engine.environment_note is not None:
+        logger.info("%s", engine.environment_note)
 
 
 def _metrics(job: Job, folder: PhaseFolder, engine: Engine, clock: Clock, resumed_at: int) -> Metrics:
@@ -131,88 +126,6 @@ def _begin(folder: PhaseFolder) -> int:
     files.remove(folder.stopped)
     files.remove(folder.failed)
     return lock
-
-
-def _loop(
-    job: Job,
-    engine: Engine,
-    data: object,
-    supply: Beforehand | OnNode,
-    metrics: Metrics,
-    saver: checkpoints.Saver,
-    run_config: RunConfig,
-    stop: Stop,
-    pace: Pace,
-    at: Callable,
-) -> bool:
-    waiting, steps = metrics.clock.waiting, metrics.clock.steps
-    phase = job.recipe.phases[job.phase]
-    iteration, consumed = run_config.iteration, run_config.consumed_sequences
-    losses = Losses(phase.on_bad_loss, run_config.losses)
-
-    def validate() -> None:
-        began = time.perf_counter()
-        batches = data.validation_batches(phase.validation_sequences, phase.micro_batch_size, engine.device)
-        batches = named(batches, "validation")
-        result = engine.evaluate(waiting.over(batches), phase.validation_sequences, data.buckets)
-        metrics.validation(iteration, consumed, result.loss, result.loss_by_position, data.bucket_tokens)
-        pace.validated(time.perf_counter() - began)
-
-    def named(batches: Iterator[dict], what: str) -> Iterator[dict]:
-        for number, micro_batch in enumerate(batches, 1):
-            at(f"iteration {iteration + (what == 'training')}, {what}, micro-batch {number}", True)
-            yield micro_batch
-
-    def is_due(interval: int, number: int) -> bool:
-        return number % interval == 0 or number == phase.iterations
-
-    def votes() -> list[float]:
-        saves = 1 + is_due(phase.save_interval, iteration + 1) + saver.is_under_way
-        return stop.votes(pace.to_go_on(saver.seconds, saves, is_due(phase.validation_interval, iteration + 1)))
-
-    def save() -> None:
-        nonlocal run_config
-        at(f"iteration {iteration}, saving")
-        run_config = checkpoints.at_iteration(run_config, iteration, consumed, supply.sha256, losses.record)
-        saver.save(run_config)
-
-    reason = stop.decide([sum(count) for count in zip(*gather(votes()), strict=True)])
-    # The first thing measured is the model as the converter left it. A training that stopped left out what was due.
-    if not reason and is_due(phase.validation_interval, iteration) and gather(metrics.validated_at)[0] != iteration:
-        validate()
-
-    while iteration < phase.iterations and not reason:
-        with steps:
-            batch = phase.batch_sizes.at(consumed)
-            at(f"iteration {iteration + 1}, waiting for data")
-            with waiting:
-                supply.wait(consumed + batch)
-            batches = named(data.train_batches(consumed, batch, phase.micro_batch_size, engine.device), "training")
-            result = engine.train_step(waiting.over(batches), iteration, losses.accepts, votes)
-        iteration, consumed = iteration + 1, consumed + batch
-        pace.iterated(steps.last)
-        metrics.train(iteration, consumed, batch, result, steps.last)
-        losses.note(iteration, job.phase, result)
-        saver.look()
-        if iteration < phase.iterations:
-            reason = stop.decide(result.votes)
-        if reason:
-            save()
-            break
-        if is_due(phase.validation_interval, iteration):
-            validate()
-        if is_due(phase.save_interval, iteration):
-            supply.look()
-            save()
-
-    at(f"iteration {iteration}, finishing the last checkpoint")
-    saver.finish()
-    if not reason:
-        with waiting:
-            supply.finish()
-    metrics.last_words()
-    agree(_write_record(job, engine, metrics, run_config, reason))
-    return not reason
 
 
 def _write_record(
