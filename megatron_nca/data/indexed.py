@@ -142,6 +142,21 @@ class IndexedWriter:
         self._lengths.extend(array("i", [tokens.shape[1]]) * tokens.shape[0])
         self.tokens += tokens.size
 
+    def add_ragged(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents of a corpus one after another in `tokens` (n,), whose lengths (int32) sum to n."""
+        if not len(lengths):
+            return
+        if int(lengths.sum(dtype=np.int64)) != len(tokens) or lengths.min() < 1:
+            raise DataError(f"{self.prefix}: {len(tokens)} tokens and lengths that sum to {int(lengths.sum())} were "
+                            "given. Cure: make the parts again.")
+        self._check(tokens[None])
+        block = np.ascontiguousarray(tokens, dtype=self.dtype)
+        self.histogram += ops.token_counts(block[None], slice(None), self.num_tokens)
+        with self._translated("bin"):
+            self._bin.write(block.view(np.uint8))
+        self._lengths.frombytes(lengths.astype(np.int32, copy=False).tobytes())
+        self.tokens += len(tokens)
+
     def _check(self, tokens: np.ndarray) -> None:
         if self._bin is None:
             raise DataError(f"{self.prefix}: the writer is not open. Cure: use it in a `with` block, before finish().")

@@ -1,15 +1,21 @@
 """data/preprocess.py: the same bytes from any number of workers, all or nothing after bad input."""
 
+import dataclasses
+import gzip
 import json
 
 import numpy as np
 import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from megatron_nca.data import preprocess as module
-from megatron_nca.data import tokenizer
+from megatron_nca.data import encoding, stretches, tokenizer, workers
+from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
+from megatron_nca.data.encoding import Preprocessing
 from megatron_nca.data.indexed import IndexedReader
-from megatron_nca.data.manifest import Manifest
-from megatron_nca.data.preprocess import Preprocessing, preprocess
+from megatron_nca.data.manifest import Manifest, part
+from megatron_nca.data.preprocess import preprocess
 from megatron_nca.data.verify import verify
 from megatron_nca.errors import DataError
 
@@ -32,13 +38,18 @@ def model_path(tmp_path_factory):
 @pytest.fixture
 def arguments(tmp_path, model_path):
     write_jsonl(tmp_path / "a.jsonl", RECORDS)
-    return Preprocessing(input=tmp_path / "a.jsonl", tokenizer_model=model_path)
+    return settings_of(tmp_path / "a.jsonl", model_path)
+
+
+def settings_of(path, model, **others):
+    inputs = stretches.recognise([path])
+    return Preprocessing(inputs=inputs, tokenizer=TokenizerFiles(type=SENTENCEPIECE, model=model), **others)
 
 
 def test_each_document_is_its_text_and_an_end(arguments, tmp_path):
     manifest = preprocess(arguments, tmp_path / "out")[0]
     reader = IndexedReader(tmp_path / "out_text_document")
-    processor = tokenizer.load(arguments.tokenizer_model)
+    processor = tokenizer.load(arguments.tokenizer.model)
     texts = [record["text"] for record in RECORDS if record["text"]]
     assert len(reader) == manifest.documents == len(texts) == 298
     for document, text in zip((reader[i] for i in range(len(reader))), texts, strict=True):
@@ -52,28 +63,28 @@ def test_each_document_is_its_text_and_an_end(arguments, tmp_path):
 
 
 def test_workers_do_not_change_a_byte(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "BATCH_BYTES", 1000)  # many batches, so that workers overtake each other
-    for workers in (1, 2):
-        preprocess(arguments, tmp_path / f"out{workers}", workers, log_interval=100)
+    monkeypatch.setattr(stretches, "SMALLEST", 1000)  # many batches, so that workers overtake each other
+    for number in (1, 2):
+        preprocess(arguments, tmp_path / f"out{number}", number, log_interval=100)
     for ending in ("bin", "idx", "json"):
-        one, two = ((tmp_path / f"out{workers}_text_document.{ending}").read_bytes() for workers in (1, 2))
+        one, two = ((tmp_path / f"out{number}_text_document.{ending}").read_bytes() for number in (1, 2))
         assert one == two
     assert capsys.readouterr().err.count("docs/s") == 2 * (300 // 100 + 1)
 
 
 def test_several_keys_make_one_dataset_each(arguments, tmp_path):
-    settings = Preprocessing(input=arguments.input, tokenizer_model=arguments.tokenizer_model,
-                             json_keys=("text", "title"), append_eod=False)
-    text, title = preprocess(settings, tmp_path / "out")
+    both = settings_of(arguments.inputs[0].path, arguments.tokenizer.model, json_keys=("text", "title"),
+                       append_eod=False)
+    text, title = preprocess(both, tmp_path / "out")
     assert (text.documents, title.documents) == (298, 300)
     assert 1 not in IndexedReader(tmp_path / "out_title_document")[0]
     assert text.origin["json_key"] == "text" and title.origin["json_key"] == "title"
 
 
 def test_only_a_newline_ends_a_line(arguments, tmp_path):
-    arguments.input.write_bytes(b'{"text": "a\xc2\x85\xe2\x80\xa8b",\r "n": 1}\r\n{"text":\x0d"c"}')
+    arguments.inputs[0].path.write_bytes(b'{"text": "a\xc2\x85\xe2\x80\xa8b",\r "n": 1}\r\n{"text":\x0d"c"}')
     preprocess(arguments, tmp_path / "out")
-    processor, reader = tokenizer.load(arguments.tokenizer_model), IndexedReader(tmp_path / "out_text_document")
+    processor, reader = tokenizer.load(arguments.tokenizer.model), IndexedReader(tmp_path / "out_text_document")
     assert [processor.decode(reader[i][:-1].tolist()) for i in range(len(reader))] == ["a\x85\u2028b", "c"]
 
 
@@ -83,7 +94,7 @@ def test_what_is_whole_is_left_and_what_differs_is_made_again(arguments, tmp_pat
     assert preprocess(arguments, tmp_path / "out") == first
     assert "already whole" in capsys.readouterr().err
     assert (tmp_path / "out_text_document.bin").stat().st_mtime_ns == stamp
-    write_jsonl(arguments.input, RECORDS[:100])
+    write_jsonl(arguments.inputs[0].path, RECORDS[:100])
     assert preprocess(arguments, tmp_path / "out")[0].documents == 99
     assert "it is replaced" in capsys.readouterr().err
     (tmp_path / "out_text_document.bin").write_bytes(b"")
@@ -95,31 +106,136 @@ def test_what_is_whole_is_left_and_what_differs_is_made_again(arguments, tmp_pat
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("line", "what"), [("{", "is not JSON"), ('{"body": "x"}', "has no key 'text'")])
 def test_a_bad_line_ends_all_and_leaves_nothing(arguments, tmp_path, monkeypatch, workers, line, what):
-    monkeypatch.setattr(module, "BATCH_BYTES", 1000)
-    lines = arguments.input.read_text().splitlines()
+    monkeypatch.setattr(stretches, "SMALLEST", 1000)
+    lines = arguments.inputs[0].path.read_text().splitlines()
     lines[200] = line
-    arguments.input.write_text("\n".join(lines))
+    arguments.inputs[0].path.write_text("\n".join(lines))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match=rf"a\.jsonl:201: {what}"):
         preprocess(arguments, tmp_path / "out", workers)
-    assert sorted(tmp_path.iterdir()) == before
+    left = sorted(path for path in tmp_path.iterdir() if path.name != "out.parts")
+    assert left == before, "nothing under a final name; the parts stay for the next run"
 
 
 def test_other_bad_input_is_one_message(arguments, tmp_path):
-    for change, what in [({"input": tmp_path / "none.jsonl"}, "none.jsonl: is missing"),
-                         ({"tokenizer_model": tmp_path / "none.model"}, "none.model: is missing"),
-                         ({"tokenizer_model": arguments.input}, "is no sentencepiece model"),
+    path, model = arguments.inputs[0].path, arguments.tokenizer.model
+    for change, what in [({"path": tmp_path / "none.jsonl"}, "none.jsonl: is missing"),
+                         ({"model": tmp_path / "none.model"}, "none.model: is missing"),
+                         ({"model": path}, "is no sentencepiece model"),
                          ({"json_keys": ("text", "text")}, "names a key twice")]:
-        values = {"input": arguments.input, "tokenizer_model": arguments.tokenizer_model, **change}
         with pytest.raises(DataError, match=what):
-            preprocess(Preprocessing(**values), tmp_path / "out")
+            preprocess(settings_of(**{"path": path, "model": model, **change}), tmp_path / "out")
     for values, what in [({"workers": 0}, "--workers"), ({"log_interval": 0}, "--log-interval")]:
         with pytest.raises(DataError, match=what):
             preprocess(arguments, tmp_path / "out", **values)
-    arguments.input.write_text("")
+    path.write_text("")
     with pytest.raises(DataError, match="is empty"):
         preprocess(arguments, tmp_path / "out")
-    arguments.input.write_text('{"text": ""}\n')
+    path.write_text('{"text": ""}\n')
     with pytest.raises(DataError, match="every text of 'text' is empty"):
         preprocess(arguments, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "out.parts"}
+
+
+def test_a_run_goes_on_with_the_parts_that_are_there(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(stretches, "SMALLEST", 1000)
+    preprocess(arguments, tmp_path / "whole")
+    encoded = []
+
+    def until_the_fifth(settings, encoder, stretch, folder, real=encoding.encode_stretch):
+        if len(encoded) == 5:
+            raise KeyboardInterrupt
+        encoded.append(stretch.number)
+        return real(settings, encoder, stretch, folder)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(workers, "encode_stretch", until_the_fifth)
+        preprocess(arguments, tmp_path / "out")
+    assert encoded == [0, 1, 2, 3, 4]
+
+    def must_be_new(settings, encoder, stretch, folder, real=encoding.encode_stretch):
+        assert stretch.number not in encoded
+        return real(settings, encoder, stretch, folder)
+
+    monkeypatch.setattr(workers, "encode_stretch", must_be_new)
+    preprocess(arguments, tmp_path / "out")
+    same_bytes(tmp_path / "whole_text_document", tmp_path / "out_text_document")
+    assert not (tmp_path / "out.parts").exists()
+
+
+def test_parts_of_other_settings_are_not_used(arguments, tmp_path, capsys):
+    encoding.Parts(tmp_path / "out.parts", {"other": 1})
+    (tmp_path / "out.parts/000000").mkdir()
+    preprocess(arguments, tmp_path / "out")
+    assert "they are removed" in capsys.readouterr().err
+
+
+def same_bytes(one, other):
+    for ending in ("bin", "idx"):
+        assert part(one, ending).read_bytes() == part(other, ending).read_bytes()
+
+
+@pytest.mark.parametrize("policy", ["skip", "quarantine"])
+def test_bad_lines_are_left_out_and_counted(arguments, tmp_path, capsys, policy):
+    path, model = arguments.inputs[0].path, arguments.tokenizer.model
+    good = path.read_bytes().splitlines(keepends=True)
+    bad = [b"{\n", b'{"text": 5}\n', b'{"text": "\xff"}\n', b'{"text": "\\ud800"}\n', b"[1]\n", b"\n"]
+    path.write_bytes(b"".join([*good[:100], *bad[:3], *good[100:], *bad[3:]]))
+    manifest = preprocess(settings_of(path, model, on_bad_line=policy), tmp_path / "out")[0]
+    assert manifest.origin["left_out_lines"] == len(bad) and manifest.documents == 298
+    assert f"{len(bad)} bad lines were left out, the first: {path}:101: is not JSON" in capsys.readouterr().err
+    rejected = tmp_path / "out_rejected.jsonl"
+    assert rejected.exists() == (policy == "quarantine")
+    if policy == "quarantine":
+        lines = [json.loads(line) for line in rejected.read_text().splitlines()]
+        assert [line["raw"].encode("utf-8", "surrogateescape")[:1] for line in lines] == [b[:1] for b in bad]
+        assert lines[3]["reason"].startswith(f"{path}:304: ")
+    path.write_bytes(b"".join(good))
+    preprocess(arguments, tmp_path / "clean")
+    same_bytes(tmp_path / "out_text_document", tmp_path / "clean_text_document")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_compressed_and_several_files_give_the_same_documents(arguments, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(stretches, "SMALLEST", 1000)
+    path, model = arguments.inputs[0].path, arguments.tokenizer.model
+    preprocess(arguments, tmp_path / "plain")
+    lines = path.read_bytes().splitlines(keepends=True)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[100:200])))
+    frames = [zstandard.compress(b"".join(lines[at : at + 40])) for at in range(200, 300, 40)]
+    (tmp_path / "c.jsonl.zst").write_bytes(b"".join(frames))
+    path.write_bytes(b"".join(lines[:100]))
+    inputs = stretches.recognise([path, tmp_path / "b.jsonl.gz", tmp_path / "c.jsonl.zst"])
+    preprocess(dataclasses.replace(settings_of(path, model), inputs=inputs), tmp_path / "out", workers)
+    same_bytes(tmp_path / "plain_text_document", tmp_path / "out_text_document")
+
+
+def test_a_compressed_file_that_is_cut_off_is_refused(arguments, tmp_path):
+    for name, content in (("b.jsonl.gz", gzip.compress(arguments.inputs[0].path.read_bytes())),
+                          ("c.jsonl.zst", zstandard.compress(arguments.inputs[0].path.read_bytes()))):
+        (tmp_path / name).write_bytes(content[:-50])
+        with pytest.raises(DataError, match=f"{name}: is cut off or damaged"):
+            preprocess(settings_of(tmp_path / name, arguments.tokenizer.model), tmp_path / "out")
+
+
+def test_a_source_tree_is_a_document_a_file(arguments, tmp_path):
+    tree = tmp_path / "tree"
+    texts = {"b/two.py": "y = 2\n", "a.py": "x = 1\n", "a.txt": "not this"}
+    for name, text in texts.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    preprocess(dataclasses.replace(arguments, inputs=stretches.recognise([tree], [".py"])), tmp_path / "out")
+    reader, processor = IndexedReader(tmp_path / "out_text_document"), tokenizer.load(arguments.tokenizer.model)
+    assert [processor.decode(reader[i][:-1].tolist()) for i in range(len(reader))] == ["x = 1\n", "y = 2\n"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30), size=st.integers(1, 60), ended=st.booleans())
+def test_stretches_hold_every_line_once(tmp_path_factory, sizes, size, ended):
+    path = tmp_path_factory.mktemp("stretches") / "a.jsonl"
+    lines = [json.dumps({"text": "x" * n}).encode() for n in sizes]
+    path.write_bytes(b"\n".join(lines) + b"\n" * ended)
+    cuts = list(stretches.cut(stretches.recognise([path]), size))
+    assert [cut.number for cut in cuts] == list(range(len(cuts)))
+    texts = [text for cut in cuts for [text] in stretches.documents(cut, ["text"])]
+    assert texts == ["x" * n for n in sizes]

@@ -15,8 +15,11 @@ from megatron_nca.config.controls import DyckLaw
 from megatron_nca.config.law import NcaLaw
 from megatron_nca.config.schema import to_dict
 from megatron_nca.data import tokenizer
+from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
+from megatron_nca.data.encoding import Preprocessing
 from megatron_nca.data.indexed import IndexedWriter
-from megatron_nca.data.preprocess import Preprocessing, preprocess
+from megatron_nca.data.preprocess import preprocess
+from megatron_nca.data.stretches import recognise
 from megatron_nca.data.trajectories import Trajectory
 from megatron_nca.errors import DataError
 from megatron_nca.look import decoding, picture, quality
@@ -171,7 +174,8 @@ def test_text_is_decoded_by_its_own_tokenizer(tool, tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     model, other = tmp_path / "tok.model", tmp_path / "other.model"
     tokenizer.save(tokenizer.train(tmp_path / "a.jsonl", 300)[0], tmp_path / "tok")
-    preprocess(Preprocessing(input=tmp_path / "a.jsonl", tokenizer_model=model), tmp_path / "out")
+    chosen = TokenizerFiles(type=SENTENCEPIECE, model=model)
+    preprocess(Preprocessing(inputs=recognise([tmp_path / "a.jsonl"]), tokenizer=chosen), tmp_path / "out")
     corpus = tmp_path / "out_text_document"
     generate(CorpusCopySource(corpus, 9, 1, 64), tmp_path / "copy")
     assert decoding.decode(Opened(corpus), 0, model).startswith("def f0(x):\n\treturn x  + 0\n")

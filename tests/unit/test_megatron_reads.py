@@ -14,8 +14,11 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_nca.config.law import PRESETS
 from megatron_nca.data import tokenizer
+from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
+from megatron_nca.data.encoding import Preprocessing
 from megatron_nca.data.indexed import IndexedReader, IndexedWriter
-from megatron_nca.data.preprocess import Preprocessing, preprocess
+from megatron_nca.data.preprocess import preprocess
+from megatron_nca.data.stretches import recognise
 from megatron_nca.data.trajectories import Trajectory
 
 LAW = PRESETS["released"]
@@ -39,7 +42,8 @@ def text(tmp_path_factory):
     texts = [f"def f{i}(x):\n\treturn x  + {i}\n" * (i % 7 + 1) for i in range(200)]
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     tokenizer.save(tokenizer.train(folder / "a.jsonl", 300)[0], folder / "tok")
-    preprocess(Preprocessing(input=folder / "a.jsonl", tokenizer_model=folder / "tok.model"), folder / "out")
+    chosen = TokenizerFiles(type=SENTENCEPIECE, model=folder / "tok.model")
+    preprocess(Preprocessing(inputs=recognise([folder / "a.jsonl"]), tokenizer=chosen), folder / "out")
     return folder / "out_text_document"
 
 

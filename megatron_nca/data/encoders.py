@@ -1,0 +1,200 @@
+"""Tokenizers that users have, by Megatron-LM's names for them, as encoders of batches of texts.
+
+Text is only text: what looks like a special token in it is encoded letter by letter, so no document can hold an end of
+document. Beginning-of-sentence tokens are never added.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_nca import files
+from megatron_nca.data import tokenizer
+from megatron_nca.errors import DataError, explain
+
+SENTENCEPIECE, HUGGING_FACE, GPT2_BPE = "SentencePieceTokenizer", "HuggingFaceTokenizer", "GPT2BPETokenizer"
+TYPES = (SENTENCEPIECE, HUGGING_FACE, GPT2_BPE)
+GPT2_END = "<|endoftext|>"
+GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""How GPT-2 cuts a text into the words within which it merges (Radford et al. 2019, released code)."""
+CACHED_WORDS = 1 << 19
+"""Words whose tokens are remembered; beyond them it begins anew, so that memory stays flat."""
+LONGEST_CACHED = 64
+SPACE = tokenizer.SPACE_SYMBOL
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """`encode(texts)` gives the token ids of each; ids lie in 0..vocab_size-1. `eod` and `unknown`: None where none."""
+
+    vocab_size: int
+    eod: int | None
+    unknown: int | None
+    encode: Callable[[list[str]], Iterable[Ids]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """Which tokenizer, as on Megatron-LM's command line: `model` is a sentencepiece .model or a folder with
+    tokenizer.json; GPT2BPETokenizer has `vocab_file` and `merge_file` instead."""
+
+    type: str
+    model: Path | None = None
+    vocab_file: Path | None = None
+    merge_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        wanted = ("vocab_file", "merge_file") if self.type == GPT2_BPE else ("model",)
+        flags = {"model": "--tokenizer-model", "vocab_file": "--vocab-file", "merge_file": "--merge-file"}
+        for name, flag in flags.items():
+            path = getattr(self, name)
+            if (path is not None) != (name in wanted):
+                reason = f"{self.type} {'needs it' if name in wanted else 'has no use for it'}."
+                cure = f"give {' and '.join(flags[each] for each in wanted)}."
+                raise DataError(explain(flag, path and str(path), reason, cure))
+            if path is not None and not path.exists():
+                raise DataError(f"{path}: is missing. Cure: check {flag}.")
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that decide the tokens."""
+        if self.type == GPT2_BPE:
+            return [self.vocab_file, self.merge_file]
+        return [_tokenizer_json(self.model)] if self.type == HUGGING_FACE else [self.model]
+
+    def fingerprint(self) -> dict:
+        """What the manifest of a dataset says of its tokenizer. Raises DataError."""
+        digests = [files.sha256(path) for path in self.files]
+        name = "+".join(path.name for path in self.files)
+        return {"type": self.type, "name": name, "sha256": "+".join(digests)}
+
+    def load(self) -> Encoder:
+        """Raises DataError for files that are not of this type."""
+        return {SENTENCEPIECE: _sentencepiece, HUGGING_FACE: _hugging_face, GPT2_BPE: _gpt2}[self.type](self)
+
+
+def _sentencepiece(chosen: TokenizerFiles) -> Encoder:
+    processor = tokenizer.load(chosen.model)
+    end, unknown = processor.eos_id(), processor.unk_id()
+
+    def encode(texts: list[str]) -> list[Ids]:
+        return processor.encode(texts)
+
+    return Encoder(processor.get_piece_size(), end if end >= 0 else None, unknown if unknown >= 0 else None,
+                   _by_words(chosen.model, encode) or encode)
+
+
+def _by_words(model: Path, encode: Callable[[list[str]], list[Ids]]) -> Callable[[list[str]], list[Ids]] | None:
+    """An encoder that remembers words, where that is exact; else None.
+
+    It is for a BPE model with the identity as normaliser and no prefix of its own, none of whose pieces has a space
+    after another character: then no merge crosses the place before a run of spaces, and the parts of a text between
+    such places are encoded each by itself.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.read_bytes())
+    normal, trainer = proto.normalizer_spec, proto.trainer_spec
+    identity = normal.name == "identity" and not normal.precompiled_charsmap
+    plain = not (normal.add_dummy_prefix or normal.remove_extra_whitespaces) and normal.escape_whitespaces
+    user_defined = any(piece.type == piece.USER_DEFINED for piece in proto.pieces)
+    crossing = re.compile(f"[^{SPACE}]{SPACE}")
+    if (trainer.model_type != trainer.BPE or not (identity and plain) or user_defined
+            or trainer.treat_whitespace_as_suffix or any(crossing.search(piece.piece) for piece in proto.pieces)):
+        return None
+    # Sentencepiece writes a space as U+2581, so a text's own U+2581 is a space to it too.
+    words = re.compile(f"[ {SPACE}]*[^ {SPACE}]+|[ {SPACE}]+").findall
+    return _remembering(words, encode)
+
+
+def _remembering(words: Callable[[str], list[str]], encode: Callable[[list[str]], Iterable[Ids]],
+                 ) -> Callable[[list[str]], list[Ids]]:
+    known: dict[str, Ids] = {}
+
+    def encode_by_words(texts: list[str]) -> list[Ids]:
+        if len(known) > CACHED_WORDS:
+            known.clear()
+        cut = [words(text) for text in texts]
+        new = list({word for line in cut for word in line} - known.keys())
+        fresh = dict(zip(new, encode(new), strict=True))
+        lines = [[fresh[word] if word in fresh else known[word] for word in line] for line in cut] if fresh else \
+            [list(map(known.__getitem__, line)) for line in cut]
+        known.update((word, ids) for word, ids in fresh.items() if len(word) <= LONGEST_CACHED)
+        return [list(itertools.chain.from_iterable(line)) for line in lines]
+
+    return encode_by_words
+
+
+def _gpt2(chosen: TokenizerFiles) -> Encoder:
+    import regex
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    try:
+        vocabulary = json.loads(chosen.vocab_file.read_text(encoding="utf-8"))
+        model = models.BPE.from_file(str(chosen.vocab_file), str(chosen.merge_file))
+    except Exception as error:  # the library raises plain Exception
+        raise DataError(f"{chosen.vocab_file}, {chosen.merge_file}: are no vocabulary and merges of a GPT-2 BPE "
+                        f"({str(error)[:200]}). Cure: give its vocab.json and merges.txt.") from error
+    bpe = Tokenizer(model)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def encode(words: list[str]) -> list[Ids]:
+        return [encoding.ids for encoding in bpe.encode_batch(words, add_special_tokens=False)]
+
+    return Encoder(max(vocabulary.values()) + 1, vocabulary.get(GPT2_END), None,
+                   _remembering(regex.compile(GPT2_WORDS).findall, encode))
+
+
+def _tokenizer_json(path: Path) -> Path:
+    found = path / "tokenizer.json" if path.is_dir() else path
+    if not found.is_file():
+        raise DataError(f"{path}: holds no tokenizer.json. Cure: give the folder or file of a fast tokenizer.")
+    return found
+
+
+def _hugging_face(chosen: TokenizerFiles) -> Encoder:
+    from tokenizers import Tokenizer
+
+    path = _tokenizer_json(chosen.model)
+    try:
+        fast = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise DataError(f"{path}: is no fast tokenizer ({str(error)[:200]}). Cure: give a tokenizer.json.") from error
+    fast.encode_special_tokens = True
+    fast.no_truncation()
+    fast.no_padding()
+    end, unknown = (_special(path.parent, fast, name) for name in ("eos_token", "unk_token"))
+
+    def encode(texts: list[str]) -> list[Ids]:
+        return [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+    vocabulary = fast.get_vocab(with_added_tokens=True)
+    return Encoder(max(vocabulary.values()) + 1, end, unknown, encode)
+
+
+def _special(folder: Path, fast: object, name: str) -> int | None:
+    """Id of a special token, as the files beside tokenizer.json name it."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            token = json.loads((folder / file).read_text(encoding="utf-8")).get(name)
+        except (OSError, ValueError, AttributeError):
+            continue
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            return fast.token_to_id(token)
+    return None
+
+
+def flat(encoded: Iterable[Ids]) -> tuple[np.ndarray, np.ndarray]:
+    """Token lists as one int32 array and the length of each."""
+    lists = list(encoded)
+    lengths = np.fromiter(map(len, lists), np.int32, len(lists))
+    return np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(lengths.sum(dtype=np.int64))), lengths

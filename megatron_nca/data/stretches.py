@@ -1,0 +1,289 @@
+"""The input of a corpus, cut into stretches that processes encode each by itself, and the documents of a stretch.
+
+Where a stretch begins depends on the inputs alone, so any number of processes, killed and started again, come to the
+same documents in the same order.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from megatron_nca.data.corpus import parse_line
+from megatron_nca.errors import DataError, explain
+
+SMALLEST, LARGEST, AIMED_AT = 1 << 20, 256 << 20, 1000
+"""Bytes of input in a stretch, and how many stretches are aimed at between these."""
+LONGEST_LINE = 1 << 30
+_BLOCK = 1 << 20
+COMPRESSED = (".gz", ".zst")
+_TORN = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file, and how its documents lie in it: "jsonl", "parquet", or "text" (the file is one document)."""
+
+    path: Path
+    kind: str
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.path.suffix in COMPRESSED
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Part of one input, or several inputs that are a document each."""
+
+    number: int
+    inputs: tuple[Input, ...]
+    start: int = 0
+    """Of a plain JSONL file the byte, of a Parquet file the row group."""
+    stop: int = 0
+    content: bytes | None = None
+    """The lines themselves where the file is compressed and has to be read from its beginning."""
+    first_line: int | None = None
+    """Of `content`, in its file, from 1."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A document that could not be taken: a sentence with file and place, and its bytes."""
+
+    reason: str
+    raw: bytes
+
+
+def recognise(paths: Sequence[Path], suffixes: Sequence[str] = ()) -> tuple[Input, ...]:
+    """The files behind `paths`, folders entered in the order of their names.
+
+    In a folder: what ends in one of `suffixes`, each file a document of text, or without them all JSONL and Parquet
+    files. Raises DataError for what is missing, of no known kind, or a folder without such files.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(child for child in path.rglob("*") if child.is_file() and not child.is_symlink())
+            inside = [child for child in inside if (child.suffix in suffixes if suffixes else _kind(child))]
+            if not inside:
+                wanted = " or ".join(suffixes or (".jsonl", ".parquet"))
+                raise DataError(explain("--input", str(path), f"holds no {wanted} file.", "check the folder."))
+            found += [Input(child, "text" if suffixes else _kind(child)) for child in inside]
+        elif not path.is_file():
+            raise DataError(f"{path}: is missing. Cure: check --input.")
+        else:
+            found.append(Input(path, "text" if path.suffix in suffixes else _kind(path) or "jsonl"))
+    return tuple(found)
+
+
+def _kind(path: Path) -> str | None:
+    inner = Path(path.stem) if path.suffix in COMPRESSED else path
+    if inner.suffix in (".jsonl", ".json", ".ndjson"):
+        return "jsonl"
+    if path.suffix == ".parquet":
+        return "parquet"
+    return "text" if path.suffix in (".txt", ".md", ".rst") else None
+
+
+def size_of_stretches(inputs: Sequence[Input]) -> int:
+    """Bytes of input in a stretch, a function of the inputs' sizes."""
+    return min(max(sum(each.path.stat().st_size for each in inputs) // AIMED_AT, SMALLEST), LARGEST)
+
+
+def cut(inputs: Sequence[Input], size: int) -> Iterator[Stretch]:
+    """All stretches of about `size` bytes, in order. Raises DataError for a compressed file that is cut off."""
+    number, texts, held = 0, [], 0
+    for each in inputs:
+        if each.kind == "text":
+            texts.append(each)
+            held += each.path.stat().st_size
+            if held < size:
+                continue
+        if texts:
+            yield Stretch(number, tuple(texts))
+            number, texts, held = number + 1, [], 0
+        if each.kind != "text":
+            for stretch in _cut_one(each, size, number):
+                yield stretch
+                number += 1
+    if texts:
+        yield Stretch(number, tuple(texts))
+
+
+def _cut_one(each: Input, size: int, number: int) -> Iterator[Stretch]:
+    if each.kind == "parquet":
+        groups = range(_parquet(each.path).num_row_groups)
+        yield from (Stretch(number + group, (each,), group, group + 1) for group in groups)
+    elif each.is_compressed:
+        line = 1
+        for offset, (content, lines) in enumerate(_blocks_of_lines(each.path, size)):
+            yield Stretch(number + offset, (each,), content=content, first_line=line)
+            line += lines
+    else:
+        total = each.path.stat().st_size
+        for offset, start in enumerate(range(0, total, size)):
+            yield Stretch(number + offset, (each,), start, min(start + size, total))
+
+
+def _blocks_of_lines(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
+    """A compressed file as blocks of whole lines of about `size` bytes, and their numbers of lines."""
+    with _decompressed(path) as file:
+        block, lines = bytearray(), 0
+        try:
+            while line := file.readline(LONGEST_LINE):
+                block += line
+                lines += 1
+                if len(block) >= size:
+                    yield bytes(block), lines
+                    block, lines = bytearray(), 0
+        except _TORN as error:
+            raise DataError(f"{path}: is cut off or damaged ({error}). Cure: fetch it again.") from error
+        if block:
+            yield bytes(block), lines
+
+
+def _decompressed(path: Path) -> BinaryIO:
+    try:
+        return gzip.open(path, "rb") if path.suffix == ".gz" else io.BufferedReader(_Zstandard(path), _BLOCK)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
+
+
+class _Zstandard(io.RawIOBase):
+    """A .zst file decompressed. The library's own reader takes a file that is cut off for one that has ended."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._begin = zstandard.ZstdDecompressor().decompressobj
+        self._damaged = zstandard.ZstdError
+        self._file, self._frame, self._left = open(path, "rb"), None, b""  # noqa: SIM115 - closed by close
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._left:
+            block = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            block = block or self._file.read(_BLOCK)
+            if not block:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("it ends within a frame")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = self._begin()
+            try:
+                self._left = self._frame.decompress(block)
+            except self._damaged as error:
+                raise EOFError(str(error)) from error
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def documents(stretch: Stretch, keys: Sequence[str]) -> Iterator[list[str] | Bad]:
+    """The texts under `keys` of each document of a stretch, or what is wrong with it.
+
+    Lines that begin in a stretch are its own. A document that is empty has empty texts.
+    """
+    if stretch.inputs[0].kind == "text":
+        yield from (_whole_file(each.path, len(keys)) for each in stretch.inputs)
+    elif stretch.inputs[0].kind == "parquet":
+        yield from _rows(stretch, keys)
+    else:
+        path = stretch.inputs[0].path
+        for place, line in _lines(stretch):
+            if len(line) >= LONGEST_LINE:
+                yield Bad(f"{place()}: the line is longer than {LONGEST_LINE:,} bytes.", line[:1000])
+                continue
+            try:
+                yield parse_line(path, 0, line, list(keys))
+            except DataError as error:
+                yield Bad(str(error).replace(f"{path}:0", place(), 1), line)
+
+
+def _lines(stretch: Stretch) -> Iterator[tuple["_Place", bytes]]:
+    path = stretch.inputs[0].path
+    if stretch.content is not None:
+        for number, line in enumerate(io.BytesIO(stretch.content), stretch.first_line):
+            yield _Place(path, line=number), line
+        return
+    try:
+        with open(path, "rb", buffering=_BLOCK) as file:
+            position = stretch.start
+            if position:  # the line at work there belongs to the stretch before, unless it just ended
+                file.seek(position - 1)
+                position += len(file.readline()) - 1
+            while position < stretch.stop and (line := file.readline(LONGEST_LINE)):
+                yield _Place(path, position), line
+                position += len(line)
+                while len(line) >= LONGEST_LINE and not line.endswith(b"\n"):  # pass the rest of it
+                    line = file.readline(LONGEST_LINE)
+                    position += len(line)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a line begins; its number is counted only when somebody asks."""
+
+    path: Path
+    byte: int = 0
+    line: int | None = None
+
+    def __call__(self) -> str:
+        if self.line is not None:
+            return f"{self.path}:{self.line}"
+        number, left = 1, self.byte
+        with open(self.path, "rb") as file:
+            while left and (block := file.read(min(left, _BLOCK))):
+                number, left = number + block.count(b"\n"), left - len(block)
+        return f"{self.path}:{number}"
+
+
+def _whole_file(path: Path, keys: int) -> list[str] | Bad:
+    try:
+        content = path.read_bytes()
+        return [content.decode("utf-8")] * keys
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
+    except UnicodeDecodeError as error:
+        return Bad(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}).", content)
+
+
+def _parquet(path: Path) -> object:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"{path}: Parquet files are read with pyarrow, which is not installed. "
+                        "Cure: pip install pyarrow.") from error
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise DataError(f"{path}: is no Parquet file, or cut off ({str(error)[:200]}). "
+                        "Cure: fetch it again.") from error
+
+
+def _rows(stretch: Stretch, keys: Sequence[str]) -> Iterator[list[str] | Bad]:
+    path = stretch.inputs[0].path
+    file = _parquet(path)
+    types = {field.name: str(field.type) for field in file.schema_arrow}
+    for key in keys:
+        if types.get(key) not in ("string", "large_string"):
+            what = f"is {types[key]}, not text" if key in types else f"is not there; it has {', '.join(types)}"
+            raise DataError(f"{path}: the column {key!r} {what}. Cure: name another with --json-keys.")
+    for group in range(stretch.start, stretch.stop):
+        table = file.read_row_group(group, columns=list(keys))
+        for row, texts in enumerate(zip(*(table.column(key).to_pylist() for key in keys), strict=True)):
+            missing = [key for key, text in zip(keys, texts, strict=True) if text is None]
+            yield Bad(f"{path}: row {row} of group {group} has no {missing[0]!r}.", b"") if missing else list(texts)

@@ -1,0 +1,126 @@
+"""Processes that encode stretches of a corpus, and the order in which they are done."""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from megatron_nca.data import stretches
+from megatron_nca.data.encoders import Encoder
+from megatron_nca.data.encoding import Counts, Parts, Preprocessing, encode_stretch, load_encoder
+from megatron_nca.errors import DataError
+
+
+def encode_all(settings: Preprocessing, encoder: Encoder, size: int, parts: Parts, workers: int) -> Iterator[Counts]:
+    """Encode all stretches that `parts` lacks; yields the counts of every one in their order.
+
+    Raises DataError: the one of the earliest stretch that has one, or that a process died.
+    """
+    cuts = stretches.cut(settings.inputs, size)
+    if workers == 1:
+        for stretch in cuts:
+            yield parts.counts(stretch.number) or encode_stretch(settings, encoder, stretch,
+                                                                 parts.folder(stretch.number))
+        return
+    crew = _Crew(settings, parts, workers)
+    try:
+        yield from crew.work(cuts)
+    finally:
+        crew.end()
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    number: int | None = None
+    """Of the stretch at work."""
+
+
+class _Crew:
+    """Worker processes, each with a pipe of its own: one whose other end is gone says so at once, while a pool waits
+    for ever for a worker that was killed."""
+
+    def __init__(self, settings: Preprocessing, parts: Parts, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._settings, self._parts, self._workers = settings, parts, []
+        self._results: dict[int, Counts | DataError] = {}
+        for _ in range(workers):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(settings, parts, there), daemon=True)
+            process.start()
+            there.close()
+            self._workers.append(_Worker(process, here))
+
+    def work(self, cuts: Iterator[stretches.Stretch]) -> Iterator[Counts]:
+        due, failed = 0, False
+        for stretch in cuts:
+            found = self._parts.counts(stretch.number)
+            if found is not None:
+                self._results[stretch.number] = found
+            else:
+                self._hand_out(stretch)
+            failed = failed or any(isinstance(result, DataError) for result in self._results.values())
+            if failed:  # the stretches before it are at work still, and may hold an earlier one
+                break
+            while due in self._results:
+                yield self._take(due)
+                due += 1
+        while any(worker.number is not None for worker in self._workers):
+            self._wait()
+        while due in self._results:
+            yield self._take(due)
+            due += 1
+
+    def _take(self, number: int) -> Counts:
+        result = self._results.pop(number)
+        if isinstance(result, DataError):
+            raise result
+        return result
+
+    def _hand_out(self, stretch: stretches.Stretch) -> None:
+        while not (free := [worker for worker in self._workers if worker.number is None]):
+            self._wait()
+        free[0].number = stretch.number
+        with self._death_is_told():
+            free[0].pipe.send(stretch)
+
+    def _wait(self) -> None:
+        """For a result of any worker."""
+        busy = {worker.pipe: worker for worker in self._workers if worker.number is not None}
+        for pipe in wait(list(busy)):
+            with self._death_is_told():
+                self._results[busy[pipe].number] = pipe.recv()
+            busy[pipe].number = None
+
+    @contextlib.contextmanager
+    def _death_is_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise DataError(f"{self._settings.inputs[0].path}: a worker process died, perhaps for want of memory. "
+                            f"Cure: fewer than --workers {len(self._workers)}, or more memory; what is encoded "
+                            "stays.") from error
+
+    def end(self) -> None:
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+
+
+def _work(settings: Preprocessing, parts: Parts, pipe: Connection) -> None:
+    """A worker process: stretches in, counts or a user's error out, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    encoder = load_encoder(settings)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            stretch = pipe.recv()
+            try:
+                pipe.send(encode_stretch(settings, encoder, stretch, parts.folder(stretch.number)))
+            except DataError as error:
+                pipe.send(error)
