@@ -1,0 +1,107 @@
+"""data/encoders.py: what is fast gives the tokens of what is slow."""
+
+import json
+import random
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_nca.data import encoders, tokenizer
+from megatron_nca.data.encoders import GPT2_BPE, GPT2_END, HUGGING_FACE, SENTENCEPIECE, TokenizerFiles
+from megatron_nca.errors import DataError
+
+TEXT = "def f(x):\n\treturn x  +  1   # it's  the\u00a0same \u4e2d\u6587 na\u00efve caf\u0065\u0301 1234 __init__\r\n\n\n"
+ALPHABET = " \u2581\n\t\r\u00a0ab'sT12_\u00e9\u4e2d\U0001f600\u0301.<|endoftext|>"
+TEXTS = st.one_of(st.text(ALPHABET, max_size=80), st.text(max_size=40))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders")
+    chance = random.Random(0)
+    words = TEXT.split(" ")
+    lines = [" ".join(chance.choice(words) + " " * chance.randrange(4) for _ in range(60)) for _ in range(400)]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    tokenizer.save(tokenizer.train(folder / "a.jsonl", 380)[0], folder / "tok")
+    return folder / "tok.model"
+
+
+@pytest.fixture(scope="module")
+def remembered(model):
+    return TokenizerFiles(type=SENTENCEPIECE, model=model).load()
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=5))
+def test_remembered_words_give_sentencepieces_own_tokens(model, remembered, texts):
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    assert list(remembered.encode(texts)) == processor.encode(texts)
+
+
+def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
+    def by_words(**options):
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(model.with_name("a.jsonl")), model_prefix=str(tmp_path / "m"), vocab_size=360, minloglevel=2,
+            byte_fallback=True, **options)
+        return encoders._by_words(tmp_path / "m.model", lambda texts: texts) is not None
+
+    exact = {"model_type": "bpe", "normalization_rule_name": "identity", "add_dummy_prefix": False,
+             "remove_extra_whitespaces": False}
+    assert by_words(**exact)
+    for other in ({"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"}, {"add_dummy_prefix": True},
+                  {"remove_extra_whitespaces": True}, {"user_defined_symbols": ["a b"]},
+                  {"treat_whitespace_as_suffix": True}, {"split_by_whitespace": False}):
+        assert not by_words(**{**exact, **other}), other
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A byte-level BPE trained here, in GPT-2's two files, and as a fast tokenizer."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([TEXT * 20], vocab_size=400, min_frequency=1, special_tokens=[GPT2_END])
+    trained.save_model(str(folder))
+    trained.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": GPT2_END}))
+    return folder
+
+
+def test_gpt2_and_fast_tokenizer_agree_with_transformers(gpt2):
+    from transformers import GPT2Tokenizer
+
+    theirs = GPT2Tokenizer(str(gpt2 / "vocab.json"), str(gpt2 / "merges.txt"))
+    ours = TokenizerFiles(type=GPT2_BPE, vocab_file=gpt2 / "vocab.json", merge_file=gpt2 / "merges.txt").load()
+    fast = TokenizerFiles(type=HUGGING_FACE, model=gpt2).load()
+    assert ours.eod == fast.eod == theirs.eos_token_id == 0 and ours.vocab_size == fast.vocab_size == len(theirs)
+
+    @settings(max_examples=300, deadline=None)
+    @given(texts=st.lists(TEXTS, max_size=4))
+    def agree(texts):
+        expected = [theirs.convert_tokens_to_ids(theirs._tokenize(text)) for text in texts]
+        assert list(ours.encode(texts)) == expected
+        assert list(fast.encode(texts)) == expected
+
+    agree()
+
+
+def test_no_text_gives_an_end_of_document(gpt2, model, remembered):
+    files = [TokenizerFiles(type=GPT2_BPE, vocab_file=gpt2 / "vocab.json", merge_file=gpt2 / "merges.txt"),
+             TokenizerFiles(type=HUGGING_FACE, model=gpt2)]
+    for encoder in (*(each.load() for each in files), remembered):
+        [ids] = encoder.encode([f"a {GPT2_END}</s>"])
+        assert encoder.eod not in ids and len(ids) > 3
+
+
+def test_wrong_files_are_one_message(gpt2, model, tmp_path):
+    for values, what in [({"type": SENTENCEPIECE}, "needs it"),
+                         ({"type": SENTENCEPIECE, "model": model, "merge_file": model}, "has no use for it"),
+                         ({"type": GPT2_BPE, "vocab_file": model, "merge_file": model}, "are no vocabulary and merges"),
+                         ({"type": HUGGING_FACE, "model": tmp_path}, "holds no tokenizer.json"),
+                         ({"type": HUGGING_FACE, "model": model}, "is no fast tokenizer"),
+                         ({"type": SENTENCEPIECE, "model": gpt2 / "vocab.json"}, "is no sentencepiece model")]:
+        with pytest.raises(DataError, match=what):
+            TokenizerFiles(**values).load()
