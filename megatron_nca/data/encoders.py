@@ -94,9 +94,10 @@ def _sentencepiece(chosen: TokenizerFiles) -> Encoder:
 def _by_words(model: Path, encode: Callable[[list[str]], list[Ids]]) -> Callable[[list[str]], list[Ids]] | None:
     """An encoder that remembers words, where that is exact; else None.
 
-    It is for a BPE model with the identity as normaliser and no prefix of its own, none of whose pieces has a space
-    after another character: then no merge crosses the place before a run of spaces, and the parts of a text between
-    such places are encoded each by itself.
+    It is for a BPE model with byte fallback, the identity as normaliser and no prefix of its own, none of whose pieces
+    has a space after another character. A merge makes a piece, so none crosses a place that no piece does: before a run
+    of spaces, and between two kinds of characters that no piece has side by side. The parts of a text between such
+    places are encoded each by itself. (Without byte fallback unknown characters side by side would be one token.)
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -106,31 +107,62 @@ def _by_words(model: Path, encode: Callable[[list[str]], list[Ids]]) -> Callable
     identity = normal.name == "identity" and not normal.precompiled_charsmap
     plain = not (normal.add_dummy_prefix or normal.remove_extra_whitespaces) and normal.escape_whitespaces
     user_defined = any(piece.type == piece.USER_DEFINED for piece in proto.pieces)
-    crossing = re.compile(f"[^{SPACE}]{SPACE}")
-    if (trainer.model_type != trainer.BPE or not (identity and plain) or user_defined
-            or trainer.treat_whitespace_as_suffix or any(crossing.search(piece.piece) for piece in proto.pieces)):
+    bpe = trainer.model_type == trainer.BPE and trainer.byte_fallback and not trainer.treat_whitespace_as_suffix
+    if not (bpe and identity and plain) or user_defined:
         return None
+    pieces = [piece.piece for piece in proto.pieces if piece.type == piece.NORMAL]
+    words = _words_of(pieces)
+    return _remembering(words.findall, encode) if words else None
+
+
+_KINDS = (r"[^\W\d_]", r"\d", rf"[^\w {SPACE}\s]|_", rf"(?![ {SPACE}])\s")
+"""Letters, digits, signs, white space but spaces: every character but a space is of one kind."""
+
+
+def _words_of(pieces: list[str]) -> re.Pattern | None:
+    """What cuts a text only where no piece crosses; None if one has a space after another character."""
+    kind_of = re.compile("|".join(f"({kind})" for kind in _KINDS))
+    together = list(range(len(_KINDS)))
+    for piece in pieces:
+        if re.search(f"[^{SPACE}]{SPACE}", piece):
+            return None
+        kinds = [kind_of.match(character).lastindex - 1 for character in piece.lstrip(SPACE)]
+        for one, other in itertools.pairwise(kinds):
+            if together[one] != together[other]:
+                together = [together[one] if each == together[other] else each for each in together]
+    runs = ["|".join(kind for kind, group in zip(_KINDS, together, strict=True) if group == first)
+            for first in dict.fromkeys(together)]
     # Sentencepiece writes a space as U+2581, so a text's own U+2581 is a space to it too.
-    words = re.compile(f"[ {SPACE}]*[^ {SPACE}]+|[ {SPACE}]+").findall
-    return _remembering(words, encode)
+    return re.compile(f"[ {SPACE}]*(?:{'|'.join(f'(?:{run})+' for run in runs)})|[ {SPACE}]+")
 
 
 def _remembering(words: Callable[[str], list[str]], encode: Callable[[list[str]], Iterable[Ids]],
                  ) -> Callable[[list[str]], list[Ids]]:
-    known: dict[str, Ids] = {}
+    known = _Known()
 
     def encode_by_words(texts: list[str]) -> list[Ids]:
-        if len(known) > CACHED_WORDS:
-            known.clear()
+        known.forget_if_many()
         cut = [words(text) for text in texts]
-        new = list({word for line in cut for word in line} - known.keys())
-        fresh = dict(zip(new, encode(new), strict=True))
-        lines = [[fresh[word] if word in fresh else known[word] for word in line] for line in cut] if fresh else \
-            [list(map(known.__getitem__, line)) for line in cut]
-        known.update((word, ids) for word, ids in fresh.items() if len(word) <= LONGEST_CACHED)
-        return [list(itertools.chain.from_iterable(line)) for line in lines]
+        new = list(set(itertools.chain.from_iterable(cut)) - known.keys())
+        known.update(zip(new, encode(new), strict=True))
+        lines = [list(itertools.chain.from_iterable(map(known.__getitem__, line))) for line in cut]
+        known.forget_long(new)
+        return lines
 
     return encode_by_words
+
+
+class _Known(dict):
+    """Words and their tokens, of which as many are kept as memory stays flat with."""
+
+    def forget_if_many(self) -> None:
+        if len(self) > CACHED_WORDS:
+            self.clear()
+
+    def forget_long(self, words: list[str]) -> None:
+        for word in words:
+            if len(word) > LONGEST_CACHED:
+                del self[word]
 
 
 def _gpt2(chosen: TokenizerFiles) -> Encoder:

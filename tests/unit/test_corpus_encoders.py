@@ -12,7 +12,8 @@ from megatron_nca.data import encoders, tokenizer
 from megatron_nca.data.encoders import GPT2_BPE, GPT2_END, HUGGING_FACE, SENTENCEPIECE, TokenizerFiles
 from megatron_nca.errors import DataError
 
-TEXT = "def f(x):\n\treturn x  +  1   # it's  the\u00a0same \u4e2d\u6587 na\u00efve caf\u0065\u0301 1234 __init__\r\n\n\n"
+TEXT = ("def f(x):\n\treturn x  +  1   # it's  the\u00a0same \u4e2d\u6587 na\u00efve caf\u0065\u0301 1234 __init__"
+        "\r\n\n\n")
 ALPHABET = " \u2581\n\t\r\u00a0ab'sT12_\u00e9\u4e2d\U0001f600\u0301.<|endoftext|>"
 TEXTS = st.one_of(st.text(ALPHABET, max_size=80), st.text(max_size=40))
 
@@ -43,17 +44,24 @@ def test_remembered_words_give_sentencepieces_own_tokens(model, remembered, text
 def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
     def by_words(**options):
         sentencepiece.SentencePieceTrainer.train(
-            input=str(model.with_name("a.jsonl")), model_prefix=str(tmp_path / "m"), vocab_size=360, minloglevel=2,
-            byte_fallback=True, **options)
+            input=str(model.with_name("a.jsonl")), model_prefix=str(tmp_path / "m"), minloglevel=2,
+            **options)
         return encoders._by_words(tmp_path / "m.model", lambda texts: texts) is not None
 
     exact = {"model_type": "bpe", "normalization_rule_name": "identity", "add_dummy_prefix": False,
-             "remove_extra_whitespaces": False}
+             "remove_extra_whitespaces": False, "byte_fallback": True, "vocab_size": 310}
     assert by_words(**exact)
     for other in ({"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"}, {"add_dummy_prefix": True},
                   {"remove_extra_whitespaces": True}, {"user_defined_symbols": ["a b"]},
-                  {"treat_whitespace_as_suffix": True}, {"split_by_whitespace": False}):
+                  {"treat_whitespace_as_suffix": True},
+                  {"byte_fallback": False, "vocab_size": 100}):
         assert not by_words(**{**exact, **other}), other
+
+
+def test_a_text_is_cut_where_no_piece_crosses():
+    assert encoders._words_of(["a\u2581b"]) is None
+    assert encoders._words_of(["\u2581\u2581a", "+"]).findall("  a1 +\n_b") == ["  a", "1", " +", "\n", "_", "b"]
+    assert encoders._words_of(["a+", "+\n"]).findall("  a1 +\nb") == ["  a", "1", " +\nb"]
 
 
 @pytest.fixture(scope="module")
