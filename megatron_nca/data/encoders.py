@@ -15,6 +15,7 @@ import numpy as np
 
 from megatron_nca import files
 from megatron_nca.data import tokenizer
+from megatron_nca.data.tool import needed_for
 from megatron_nca.errors import DataError, explain
 
 SENTENCEPIECE, HUGGING_FACE, GPT2_BPE = "SentencePieceTokenizer", "HuggingFaceTokenizer", "GPT2BPETokenizer"
@@ -166,9 +167,9 @@ class _Known(dict):
 
 
 def _gpt2(chosen: TokenizerFiles) -> Encoder:
-    import regex
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
+    with needed_for(chosen.type):
+        import regex
+        from tokenizers import Tokenizer, models, pre_tokenizers
     try:
         vocabulary = json.loads(chosen.vocab_file.read_text(encoding="utf-8"))
         model = models.BPE.from_file(str(chosen.vocab_file), str(chosen.merge_file))
@@ -193,8 +194,8 @@ def _tokenizer_json(path: Path) -> Path:
 
 
 def _hugging_face(chosen: TokenizerFiles) -> Encoder:
-    from tokenizers import Tokenizer
-
+    with needed_for(chosen.type):
+        from tokenizers import Tokenizer
     path = _tokenizer_json(chosen.model)
     try:
         fast = Tokenizer.from_file(str(path))

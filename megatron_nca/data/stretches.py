@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_nca.data.corpus import parse_line
+from megatron_nca.data.tool import needed_for
 from megatron_nca.errors import DataError, explain
 
 SMALLEST, LARGEST, AIMED_AT = 1 << 20, 256 << 20, 1000
@@ -157,8 +158,8 @@ class _Zstandard(io.RawIOBase):
     """A .zst file decompressed. The library's own reader takes a file that is cut off for one that has ended."""
 
     def __init__(self, path: Path) -> None:
-        import zstandard
-
+        with needed_for(str(path)):
+            import zstandard
         self._begin = zstandard.ZstdDecompressor().decompressobj
         self._damaged = zstandard.ZstdError
         self._file, self._frame, self._left = open(path, "rb"), None, b""  # noqa: SIM115 - closed by close
@@ -261,12 +262,9 @@ def _whole_file(path: Path, keys: int) -> list[str] | Bad:
 
 
 def _parquet(path: Path) -> object:
-    try:
+    with needed_for(str(path)):
         import pyarrow
         from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(f"{path}: Parquet files are read with pyarrow, which is not installed. "
-                        "Cure: pip install pyarrow.") from error
     try:
         return parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowInvalid) as error:

@@ -1,10 +1,21 @@
 """How the programs of data_tools/ begin and end."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from megatron_nca.errors import MegatronNcaError
+from megatron_nca.errors import DataError, MegatronNcaError
+
+
+@contextlib.contextmanager
+def needed_for(what: str) -> Iterator[None]:
+    """Around an import that only some users need. Raises DataError naming what is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise DataError(f"{what}: needs the package {error.name}, which is not installed. "
+                        "Cure: pip install 'megatron_nca[corpora]'.") from error
 
 
 def tool_parser(prog: str, description: str) -> argparse.ArgumentParser:

@@ -5,10 +5,12 @@ import gzip
 import json
 
 import numpy as np
+import pyarrow
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from megatron_nca.data import encoding, stretches, tokenizer, workers
 from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
@@ -227,6 +229,20 @@ def test_a_source_tree_is_a_document_a_file(arguments, tmp_path):
     preprocess(dataclasses.replace(arguments, inputs=stretches.recognise([tree], [".py"])), tmp_path / "out")
     reader, processor = IndexedReader(tmp_path / "out_text_document"), tokenizer.load(arguments.tokenizer.model)
     assert [processor.decode(reader[i][:-1].tolist()) for i in range(len(reader))] == ["x = 1\n", "y = 2\n"]
+
+
+def test_a_parquet_file_is_a_document_a_row(arguments, tmp_path):
+    path, texts = tmp_path / "a.parquet", [record["text"] for record in RECORDS]
+    parquet.write_table(pyarrow.table({"text": texts, "n": range(len(texts))}), path, row_group_size=70)
+    preprocess(dataclasses.replace(arguments, inputs=stretches.recognise([path])), tmp_path / "out", 2)
+    preprocess(arguments, tmp_path / "jsonl")
+    same_bytes(tmp_path / "out_text_document", tmp_path / "jsonl_text_document")
+    for key, what in (("n", "the column 'n' is int64, not text"), ("body", "the column 'body' is not there")):
+        with pytest.raises(DataError, match=what):
+            preprocess(settings_of(path, arguments.tokenizer.model, json_keys=(key,)), tmp_path / "other")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="is no Parquet file, or cut off"):
+        preprocess(settings_of(path, arguments.tokenizer.model), tmp_path / "third")
 
 
 @settings(max_examples=60, deadline=None)
