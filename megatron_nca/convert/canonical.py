@@ -4,6 +4,7 @@ Spokes (one file a format) make one from their files or write their files from o
 `initialise.tensor_table`; every tensor has the type in which it is stored, so that passing through changes no bit.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,13 +41,19 @@ class Ignored:
 
 @dataclass(frozen=True)
 class CanonicalCheckpoint:
-    """Where it is from (`origin`, for messages), its model, its tensors, and what was left aside."""
+    """Where it is from (`origin`, for messages), its model, its tensors, and what was left aside.
+
+    `notes` are sentences that a user should read; `described_by`
+    names the file that describes the model.
+    """
 
     origin: str
     model: ModelConfig
     tensors: tuple[CanonicalTensor, ...]
     ignored: tuple[Ignored, ...] = ()
     iteration: int = 0
+    notes: tuple[str, ...] = ()
+    described_by: str = "run_config.yaml"
 
     def tensor(self, name: str) -> CanonicalTensor:
         return next(tensor for tensor in self.tensors if tensor.name == name)
@@ -65,4 +72,30 @@ class CanonicalCheckpoint:
                 faults.append(f"{name} is stored as {found[name].dtype}, expected one of {', '.join(DTYPES)}")
         if faults:
             raise CheckpointError(f"{self.origin}: does not hold the model it describes: {'; '.join(sorted(faults))}. "
-                                  "Cure: use another checkpoint, or correct its run_config.yaml.")
+                                  f"Cure: use another checkpoint, or correct its {self.described_by}.")
+
+
+def cast(checkpoint: CanonicalCheckpoint, dtype: str) -> CanonicalCheckpoint:
+    """The same checkpoint with every tensor in `dtype`; what a rounded tensor was stored as stands in its note.
+
+    Reading raises CheckpointError where a number of the source is beyond the range of the new type.
+    """
+    tensors = tuple(_cast(checkpoint.origin, tensor, dtype) for tensor in checkpoint.tensors)
+    return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def _cast(origin: str, tensor: CanonicalTensor, dtype: str) -> CanonicalTensor:
+    if tensor.dtype == dtype:
+        return tensor
+
+    def read() -> torch.Tensor:
+        values = tensor.read()
+        result = values.to(DTYPES[dtype])
+        if narrower and bool((torch.isfinite(values) & ~torch.isfinite(result)).any()):
+            raise CheckpointError(f"{origin}: {tensor.name} holds numbers up to {float(values.abs().max()):.3g}, beyond "
+                                  f"the range of {dtype}. Cure: choose another --dtype.")
+        return result
+
+    narrower = dtype != "float32"
+    said = f"{'rounded' if narrower else 'widened'} from {tensor.dtype} to {dtype}"
+    return CanonicalTensor(tensor.name, tensor.shape, dtype, read, f"{tensor.note}; {said}" if tensor.note else said)

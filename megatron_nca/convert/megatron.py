@@ -1,5 +1,6 @@
 """Spoke: this project's checkpoints in Megatron's torch_dist format (docs/architecture.md, "Checkpoint")."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from functools import partial
@@ -85,6 +86,18 @@ def read(folder: Path) -> CanonicalCheckpoint:
         str(folder), run_config.model, tuple(tensors), tuple(ignored), run_config.iteration)
     checkpoint.check()
     return checkpoint
+
+
+def read_found(path: Path) -> CanonicalCheckpoint:
+    """What `read` opens of what `find_checkpoint` finds."""
+    folder, note = find_checkpoint(path)
+    checkpoint = read(folder)
+    return dataclasses.replace(checkpoint, notes=(note,)) if note else checkpoint
+
+
+def write_weights(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], None]) -> None:
+    """`write`, with nothing to say of the checkpoint but its model and its iteration."""
+    write(folder, checkpoint, RunConfig(model=checkpoint.model, iteration=checkpoint.iteration), last)
 
 
 def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
