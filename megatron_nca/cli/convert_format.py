@@ -8,6 +8,10 @@ from megatron_nca.errors import ConfigError
 EXAMPLES = """examples:
   a checkpoint of any layout and with optimizer state as one of weights alone, in bfloat16
     megatron-nca convert format megatron-nca --from CHECKPOINT --to weights --dtype bfloat16
+  for transformers, vLLM, lm-eval: a folder that AutoModelForCausalLM and AutoTokenizer load
+    megatron-nca convert format hf --from CHECKPOINT --to folder --tokenizer data/text/tokenizer.model
+  any Llama model of Hugging Face's as the start of a training
+    megatron-nca convert format megatron-nca --from folder --to initial
 """
 
 
@@ -15,13 +19,17 @@ def add_action(actions: argparse._SubParsersAction) -> None:
     summary = "the same weights in another format, read back and checked before they get their name"
     action = actions.add_parser("format", help=summary, description=summary, epilog=EXAMPLES,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    action.add_argument("format", metavar="FORMAT", help="what to write: megatron-nca")
+    action.add_argument("format", metavar="FORMAT", help="what to write: megatron-nca or hf")
     action.add_argument("--from", dest="source", type=Path, required=True, metavar="SOURCE",
                         help="folder or file of a checkpoint; its format is told by its files")
     action.add_argument("--from-format", metavar="FORMAT", help="the source's format, where its files do not tell it")
     action.add_argument("--to", type=Path, required=True, metavar="DIR", help="the new folder; must not exist")
     action.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                         help="type of all weights (default: as they are stored)")
+    action.add_argument("--tokenizer", type=Path, metavar="PATH",
+                        help="hf: a sentencepiece model, or the folder of a tokenizer, to go with the weights")
+    action.add_argument("--shard-bytes", type=_size, metavar="N",
+                        help="hf: a file ends before it would hold more than N bytes (default: 5000000000)")
     action.add_argument("--verify", action="store_true",
                         help="read back every tensor and compare every bit, which takes about as long as writing; "
                              "without it the model and the table of tensors are read back")
@@ -56,8 +64,14 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 _READ_OPTIONS: tuple[str, ...] = ()
-_WRITE_OPTIONS: tuple[str, ...] = ()
+_WRITE_OPTIONS: tuple[str, ...] = ("tokenizer", "shard_bytes")
 """Arguments that are passed on to the spoke that reads and to the one that writes."""
+
+
+def _size(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, object]:

@@ -92,8 +92,8 @@ def _cast(origin: str, tensor: CanonicalTensor, dtype: str) -> CanonicalTensor:
         values = tensor.read()
         result = values.to(DTYPES[dtype])
         if narrower and bool((torch.isfinite(values) & ~torch.isfinite(result)).any()):
-            raise CheckpointError(f"{origin}: {tensor.name} holds numbers up to {float(values.abs().max()):.3g}, beyond "
-                                  f"the range of {dtype}. Cure: choose another --dtype.")
+            raise CheckpointError(f"{origin}: {tensor.name} holds numbers up to {float(values.abs().max()):.3g}, "
+                                  f"beyond the range of {dtype}. Cure: choose another --dtype.")
         return result
 
     narrower = dtype != "float32"

@@ -25,6 +25,7 @@ import torch
 from megatron_nca.config.schema import suggest, to_dict
 from megatron_nca.convert.canonical import CanonicalCheckpoint
 from megatron_nca.errors import CheckpointError, ConfigError, explain
+from megatron_nca.initialise import tensor_table
 
 ACCOUNT_FILE = "account.json"
 _INITIAL_LAWS = {"init_std", "scaled_residual_init", "embedding_init_std", "head_init"}
@@ -45,6 +46,8 @@ class Format:
     read_options: tuple[str, ...] = ()
     """Names of the keyword arguments that `read` takes, and of those that `write` does."""
     write_options: tuple[str, ...] = ()
+    keeps_padding: bool = True
+    """Whether rows of padding are in its files; where they are not, they are zero when they are read."""
 
     def read(self, path: Path, **options: object) -> CanonicalCheckpoint:
         return self._function(self.reader)(path, **options)
@@ -65,6 +68,11 @@ def _tells_ours(path: Path) -> str | None:
     return inside and f"{inside}/run_config.yaml"
 
 
+def _tells_hf(path: Path) -> str | None:
+    weights = next((child.name for child in sorted(path.glob("*.safetensors*"))), None) if path.is_dir() else None
+    return f"config.json beside {weights}" if weights and (path / "config.json").is_file() else None
+
+
 def _folders(path: Path) -> Iterator[Path]:
     return (child for child in sorted(path.iterdir()) if child.is_dir()) if path.is_dir() else iter(())
 
@@ -72,6 +80,8 @@ def _folders(path: Path) -> Iterator[Path]:
 FORMATS = {each.name: each for each in (
     Format("megatron-nca", "checkpoints of this project, a folder or a series", "megatron", _tells_ours,
            reader="read_found", writer="write_weights"),
+    Format("hf", "Hugging Face folders of Llama models", "hf", _tells_hf, write_options=("tokenizer", "shard_bytes"),
+           keeps_padding=False),
 )}
 
 
@@ -89,8 +99,8 @@ def recognise(path: Path) -> tuple[Format, str]:
     found = [(each, mark) for each in FORMATS.values() if each.reader and (mark := each.tells(path))]
     if not found:
         known = "; ".join(f"{each.name}: {each.what}" for each in FORMATS.values() if each.reader)
-        raise CheckpointError(f"{path}: is of no known format ({known}). Cure: give the folder or file of a checkpoint, "
-                              "or name its format with --from-format.")
+        raise CheckpointError(f"{path}: is of no known format ({known}). Cure: give the folder or file of a "
+                              "checkpoint, or name its format with --from-format.")
     if len(found) > 1:
         marks = ", ".join(f"{each.name} ({mark})" for each, mark in found)
         raise CheckpointError(f"{path}: can be read as {marks}. Cure: say which with --from-format.")
@@ -101,11 +111,14 @@ def outline(source: Format, target: Format, checkpoint: CanonicalCheckpoint, ver
     """The account of a conversion, fit for JSON: every tensor of the target, and all that was left aside."""
     tensors = [{"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "note": tensor.note}
                for tensor in checkpoint.tensors]
+    notes, vocabulary = list(checkpoint.notes), (checkpoint.model.vocab_size, checkpoint.model.padded_vocab_size)
+    if not target.keeps_padding and vocabulary[0] < vocabulary[1]:
+        notes.append(f"rows {vocabulary[0]} to {vocabulary[1] - 1} of the vocabulary are padding and are not written")
     ignored = [{"key": item.key, "shape": item.shape and list(item.shape), "reason": item.reason}
                for item in checkpoint.ignored]
     return {"format": "megatron_nca conversion", "version": 1,
             "source": {"checkpoint": checkpoint.origin, "format": source.name, "iteration": checkpoint.iteration},
-            "target format": target.name, "model": to_dict(checkpoint.model), "notes": list(checkpoint.notes),
+            "target format": target.name, "model": to_dict(checkpoint.model), "notes": notes,
             "verified": verified, "tensors": tensors, "left aside": ignored}
 
 
@@ -148,15 +161,15 @@ def convert(source: Format, target: Format, checkpoint: CanonicalCheckpoint, fol
     account = outline(source, target, checkpoint, "every bit" if every_bit else "table")
 
     def last(aside: Path) -> None:
-        compare(checkpoint, target.read(aside), every_bit)
+        compare(checkpoint, target.read(aside), every_bit, target.keeps_padding)
         (aside / ACCOUNT_FILE).write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
 
     target.write(folder, checkpoint, last, **options)
     return account
 
 
-def compare(expected: CanonicalCheckpoint, found: CanonicalCheckpoint, every_bit: bool) -> None:
-    """Raise CheckpointError naming what of `found`, read back, is not as in `expected`."""
+def compare(expected: CanonicalCheckpoint, found: CanonicalCheckpoint, every_bit: bool, padding: bool = True) -> None:
+    """Raise CheckpointError naming what of `found`, read back, is not as in `expected`, `padding` included."""
     one, other = _lasting(expected.model), _lasting(found.model)
     faults = [f"model.{key} is {other[key]}, expected {one[key]}" for key in one if one[key] != other[key]]
     table = {tensor.name: (tensor.shape, tensor.dtype) for tensor in found.tensors}
@@ -165,8 +178,9 @@ def compare(expected: CanonicalCheckpoint, found: CanonicalCheckpoint, every_bit
     faults += [f"{name} is one too many" for name in table.keys() - {tensor.name for tensor in expected.tensors}]
     if every_bit and not faults:
         again = {tensor.name: tensor for tensor in found.tensors}
-        faults = [f"{tensor.name} has other bits" for tensor in expected.tensors
-                  if not same_bits(tensor.read(), again[tensor.name].read())]
+        rows = {spec.name: None if padding else spec.filled_rows for spec in tensor_table(expected.model)}
+        faults = [f"{name} has other bits" for name in again
+                  if not same_bits(expected.tensor(name).read()[:rows[name]], again[name].read()[:rows[name]])]
     if faults:
         raise CheckpointError(f"{expected.origin}: what was written is not what was read: {'; '.join(faults[:8])}. "
                               "Nothing was left under the name. Cure: check the disk; report it if it happens again.")
@@ -185,7 +199,7 @@ def _lasting(model: object) -> dict:
 
 
 def check_options(chosen: Format, names: tuple[str, ...], given: dict[str, object]) -> dict[str, object]:
-    """Of `given` (name -> value, None: not given) those that were. Raises ConfigError for one that is not in `names`."""
+    """Of `given` (name -> value, None: not given) those that were. Raises ConfigError for one not in `names`."""
     options = {name: value for name, value in given.items() if value is not None}
     for name, value in options.items():
         if name not in names:
