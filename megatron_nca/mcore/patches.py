@@ -14,8 +14,8 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
+from megatron_nca import pickles
 from megatron_nca.mcore import plain_cost, rotary
-from megatron_nca.mcore.torch_dist import read_metadata
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -132,10 +132,8 @@ def own_writer() -> dict[str, str]:
 
 @contextlib.contextmanager
 def no_code_from_files() -> Iterator[None]:
-    """torch's reader, which Megatron uses, unpickles `.metadata` and objects among the tensors; inside, it does not.
-
-    The table goes through the unpickler that knows only the classes of the format, objects through weights_only=True.
-    """
+    """torch's reader, which Megatron uses, unpickles `.metadata` and objects among the tensors; inside, the
+    restricted reader does."""
     before = FileSystemReader.read_metadata, DefaultLoadPlanner.load_bytes
     FileSystemReader.read_metadata, DefaultLoadPlanner.load_bytes = _read_metadata, _load_bytes
     try:
@@ -145,14 +143,15 @@ def no_code_from_files() -> Iterator[None]:
 
 
 def _read_metadata(reader: FileSystemReader, *_: object, **__: object) -> Metadata:
-    metadata = read_metadata(Path(reader.path))
+    metadata = pickles.read_metadata(Path(reader.path))
     metadata.storage_meta = metadata.storage_meta or StorageMeta()
     metadata.storage_meta.load_id = reader.load_id
     return metadata
 
 
 def _load_bytes(planner: DefaultLoadPlanner, item: object, value: BytesIO) -> None:
-    name, loaded = item.dest_index.fqn, torch.load(value, weights_only=True)
+    name = item.dest_index.fqn
+    loaded = pickles.load(value, f"object {name}")
     if planner.flatten_state_dict:
         set_element(planner.original_state_dict, planner.mappings[name], loaded)
     else:

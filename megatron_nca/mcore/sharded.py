@@ -17,6 +17,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_nca import pickles
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.errors import CheckpointError
@@ -164,14 +165,7 @@ def _check_tensors(folder: Path, chunks: dict[str, dict]) -> None:
 
 
 def _check_common(folder: Path) -> None:
-    """Megatron unpickles `common.pt` whatever is in it, so it is read here first by the unpickler that runs no code."""
+    """Megatron unpickles `common.pt` itself, so it goes through the restricted reader first."""
     path = folder / "common.pt"
-    if not path.exists():  # Megatron-Core 0.19 writes none
-        return
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: holds more than plain data and was not loaded ({str(error)[:300]}). "
-            "Cure: use only checkpoints that Megatron or this project wrote."
-        ) from error
+    if path.exists():  # Megatron-Core 0.19 writes none
+        pickles.load(path, path)

@@ -2,16 +2,13 @@
 
 No model, no process group and no megatron import, so that converters run anywhere with the memory of one tensor. A
 checkpoint is `.metadata` (a pickle: which chunk of which tensor lies where), `__*_*.distcp` (chunks one after the
-other, each written by torch.save), `common.pt` and `metadata.json`. The pickle is read by an unpickler that knows
-only the classes of that format, chunks with weights_only=True: a foreign checkpoint cannot run code here.
+other, each written by torch.save), `common.pt` and `metadata.json`. Both are read by `pickles.py`: a foreign
+checkpoint cannot run code here.
 """
 
 import io
 import json
 import math
-import os
-import pickle
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable
@@ -30,30 +27,15 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatron_nca import pickles
 from megatron_nca.errors import CheckpointError
+from megatron_nca.pickles import METADATA_FILE, read_metadata
 
-METADATA_FILE = ".metadata"
 _DATA_FILE = "__0_0.distcp"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
            "common_backend": "torch", "common_backend_version": 1}
-TRUST_VARIABLE = "MEGATRON_NCA_TRUST_CHECKPOINTS"
-"""Environment variable: 1 lets a torch older than 2.10 load checkpoints."""
-_SAFE_TORCH = (2, 10)
 _CHUNK_OVERHEAD_BYTES = 4096
 """At most what torch.save adds to a tensor's own bytes; for the check of free space."""
-
-_DCP = "torch.distributed.checkpoint"
-_KNOWN_CLASSES = {
-    f"{_DCP}.metadata": {"Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata",
-                         "ChunkStorageMetadata", "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"},
-    f"{_DCP}.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    f"{_DCP}.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"},
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
-    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +66,6 @@ class TorchDistReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        _check_torch(self.folder)
         self._metadata = read_metadata(self.folder)
         try:
             self._check_files()
@@ -141,7 +122,7 @@ class TorchDistReader:
             with open(path, "rb") as file:
                 view = io.BufferedReader(_FileSlice(file, place.offset, place.length))
                 _check_sums(view)
-                data = torch.load(view, map_location="cpu", weights_only=True)
+                data = pickles.load(view, path)
         except Exception as error:  # what torch.load raises on damaged bytes is not of one kind
             raise CheckpointError(f"{path}: the chunk of {key} at byte {place.offset} is damaged "
                                   f"({str(error)[:200]}). Cure: use another checkpoint of the series.") from error
@@ -198,8 +179,7 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
     with open(folder / "common.pt", "wb") as file:
         _save({"content_metadata": content_metadata}, file)
     (folder / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
-    with open(folder / METADATA_FILE, "wb") as file:
-        pickle.dump(Metadata(table, storage_data=places, version="1.0.0"), file)
+    pickles.write_metadata(folder, Metadata(table, storage_data=places, version="1.0.0"))
 
 
 def _save(value: object, file: BinaryIO) -> None:
@@ -223,38 +203,6 @@ def _values(tensor: StoredTensor, chunk: Chunk) -> torch.Tensor:
     return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
 
 
-def _check_torch(folder: Path) -> None:
-    """Who wrote a checkpoint cannot be told from its files, so an old torch loads none unless told to trust all."""
-    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
-    if version < _SAFE_TORCH and os.environ.get(TRUST_VARIABLE) != "1":
-        raise CheckpointError(
-            f"{folder}: torch = {torch.__version__}: before {'.'.join(map(str, _SAFE_TORCH))} a checkpoint made for it "
-            f"can run code although weights_only=True. Cure: use a newer torch, or set {TRUST_VARIABLE}=1 where all "
-            "checkpoints are your own."
-        )
-
-
-def read_metadata(folder: Path) -> Metadata:
-    """The table of a checkpoint, unpickled without running code. Raises CheckpointError."""
-    path = folder / METADATA_FILE
-    try:
-        with open(path, "rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-    except FileNotFoundError as error:
-        what = f"is not a whole checkpoint ({METADATA_FILE} is missing)" if folder.is_dir() else "is not there"
-        raise CheckpointError(f"{folder}: {what}. Cure: give the folder of one iteration, such as "
-                              ".../checkpoints/iter_0000100, or of a series of them.") from error
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(f"{path}: is damaged or not of torch's checkpoint format ({type(error).__name__}: "
-                              f"{str(error)[:200]}). Cure: use another checkpoint.") from error
-    if not (isinstance(metadata, Metadata) and isinstance(metadata.state_dict_metadata, dict)
-            and isinstance(metadata.storage_data, dict)):
-        raise CheckpointError(f"{path}: holds no table of tensors. Cure: use another checkpoint.")
-    return metadata
-
-
 def _check_sums(file: BinaryIO) -> None:
     """Compare a chunk, a zip archive, with the CRC-32 sums in it: torch.load does not. Raises zipfile.BadZipFile.
 
@@ -267,18 +215,6 @@ def _check_sums(file: BinaryIO) -> None:
                     while content.read(1 << 20):
                         pass
     file.seek(0)
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Knows the classes of torch's checkpoint metadata and nothing else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in _KNOWN_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        raise CheckpointError(f"{METADATA_FILE}: names {module}.{name}, which is no part of a checkpoint's table and "
-                              "could run code; it was not loaded. "
-                              "Cure: use only checkpoints that Megatron or this project wrote.")
 
 
 class _FileSlice(io.RawIOBase):

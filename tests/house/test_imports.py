@@ -65,6 +65,7 @@ DOORS = {
     "deepspeed": "mcore/zero.py",
     "transformer_engine": "mcore",
     "zarr": "nca/bank.py",
+    "pickle": "pickles",
 }
 """Foreign thing -> the room, or the one file of a room, that imports it."""
 
@@ -80,7 +81,12 @@ def test_one_door_per_foreign_thing(module):
     assert not wrong, f"only {DOORS[module]} imports {module}"
 
 
-TORCH_ROOMS = {"mcore", "train", "convert", "initialise", "doctor"}
+def test_only_the_restricted_reader_loads_what_torch_saved():
+    wrong = [str(path) for path in ROOMS if room(path) != "pickles" and "torch.load(" in (ROOT / path).read_text()]
+    assert not wrong
+
+
+TORCH_ROOMS = {"pickles", "mcore", "train", "convert", "initialise", "doctor"}
 
 
 def test_the_rooms_that_generate_plan_and_report_do_not_import_torch():

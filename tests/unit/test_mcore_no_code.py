@@ -9,6 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_nca import pickles
 from megatron_nca.errors import CheckpointError
 from megatron_nca.mcore import patches, torch_dist
 
@@ -37,7 +38,7 @@ def test_plain_objects_and_tensors_load(tmp_path: Path) -> None:
 
 def test_an_object_that_would_run_code_is_refused(tmp_path: Path) -> None:
     dcp.save({"a": Bomb(tmp_path / "mark")}, checkpoint_id=tmp_path / "c", no_dist=True)
-    with pytest.raises((CheckpointException, pickle.UnpicklingError), match="mkdir"):
+    with pytest.raises((CheckpointException, CheckpointError), match="mkdir"):
         load(tmp_path / "c", {"a": None})
     assert not (tmp_path / "mark").exists()
 
@@ -53,7 +54,7 @@ def test_a_table_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_an_old_torch_loads_nothing_unless_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dcp.save({"a": torch.ones(3)}, checkpoint_id=tmp_path / "c", no_dist=True)
     monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
-    with pytest.raises(CheckpointError, match=torch_dist.TRUST_VARIABLE):
+    with pytest.raises(CheckpointError, match=pickles.TRUST_VARIABLE):
         torch_dist.TorchDistReader(tmp_path / "c")
-    monkeypatch.setenv(torch_dist.TRUST_VARIABLE, "1")
+    monkeypatch.setenv(pickles.TRUST_VARIABLE, "1")
     assert (torch_dist.TorchDistReader(tmp_path / "c").read("a") == 1).all()
