@@ -12,6 +12,8 @@ EXAMPLES = """examples:
     megatron-nca convert format hf --from CHECKPOINT --to folder --tokenizer data/text/tokenizer.model
   any Llama model of Hugging Face's as the start of a training
     megatron-nca convert format megatron-nca --from folder --to initial
+  a file of the paper's released code, which does not say how many heads its model has, as a checkpoint here
+    megatron-nca convert format megatron-nca --from model_10.pth --to automata --num-heads 32 --drop-head-bias
 """
 
 
@@ -19,7 +21,7 @@ def add_action(actions: argparse._SubParsersAction) -> None:
     summary = "the same weights in another format, read back and checked before they get their name"
     action = actions.add_parser("format", help=summary, description=summary, epilog=EXAMPLES,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    action.add_argument("format", metavar="FORMAT", help="what to write: megatron-nca or hf")
+    action.add_argument("format", metavar="FORMAT", help="what to write: megatron-nca, hf, released or megatron-lm")
     action.add_argument("--from", dest="source", type=Path, required=True, metavar="SOURCE",
                         help="folder or file of a checkpoint; its format is told by its files")
     action.add_argument("--from-format", metavar="FORMAT", help="the source's format, where its files do not tell it")
@@ -30,6 +32,13 @@ def add_action(actions: argparse._SubParsersAction) -> None:
                         help="hf: a sentencepiece model, or the folder of a tokenizer, to go with the weights")
     action.add_argument("--shard-bytes", type=_size, metavar="N",
                         help="hf: a file ends before it would hold more than N bytes (default: 5000000000)")
+    shape = action.add_argument_group("what the source's files do not say of its model")
+    shape.add_argument("--num-heads", type=int, metavar="N", help="attention heads")
+    shape.add_argument("--rope-base", type=int, metavar="BASE", help="base of the rotary frequencies")
+    shape.add_argument("--norm-epsilon", type=float, metavar="EPSILON", help="epsilon of RMSNorm")
+    shape.add_argument("--sequence-length", type=int, metavar="N", help="longest sequence")
+    shape.add_argument("--drop-head-bias", action="store_const", const=True,
+                       help="leave aside a bias of the head, which the released code's automata models have")
     action.add_argument("--verify", action="store_true",
                         help="read back every tensor and compare every bit, which takes about as long as writing; "
                              "without it the model and the table of tensors are read back")
@@ -63,7 +72,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_READ_OPTIONS: tuple[str, ...] = ()
+_READ_OPTIONS: tuple[str, ...] = ("num_heads", "rope_base", "norm_epsilon", "sequence_length", "drop_head_bias")
 _WRITE_OPTIONS: tuple[str, ...] = ("tokenizer", "shard_bytes")
 """Arguments that are passed on to the spoke that reads and to the one that writes."""
 

@@ -73,6 +73,11 @@ def _tells_hf(path: Path) -> str | None:
     return f"config.json beside {weights}" if weights and (path / "config.json").is_file() else None
 
 
+def _tells_released(path: Path) -> str | None:
+    files = [path] if path.is_file() else sorted(path.glob("*.pth")) if path.is_dir() else []
+    return next((file.name for file in files if file.suffix == ".pth"), None)
+
+
 def _folders(path: Path) -> Iterator[Path]:
     return (child for child in sorted(path.iterdir()) if child.is_dir()) if path.is_dir() else iter(())
 
@@ -81,6 +86,9 @@ FORMATS = {each.name: each for each in (
     Format("megatron-nca", "checkpoints of this project, a folder or a series", "megatron", _tells_ours,
            reader="read_found", writer="write_weights"),
     Format("hf", "Hugging Face folders of Llama models", "hf", _tells_hf, write_options=("tokenizer", "shard_bytes"),
+           keeps_padding=False),
+    Format("released", "a .pth file of the paper's released code", "released", _tells_released,
+           read_options=("num_heads", "rope_base", "norm_epsilon", "sequence_length", "drop_head_bias"),
            keeps_padding=False),
 )}
 

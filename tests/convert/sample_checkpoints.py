@@ -11,19 +11,27 @@ from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.convert import megatron
 from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor
-from megatron_nca.initialise import tensor_table
+from megatron_nca.initialise import TensorSpec, tensor_table
 
 CONFIG = ModelConfig(num_layers=3, hidden_size=32, num_heads=4, num_query_groups=2, ffn_hidden_size=48, vocab_size=200)
 
 
-def random_checkpoint(config: ModelConfig = CONFIG, seed: int = 0) -> CanonicalCheckpoint:
-    """A model as if trained: every tensor, norms too, is random."""
+def random_checkpoint(
+    config: ModelConfig = CONFIG, seed: int = 0, zero_padding: bool = False
+) -> CanonicalCheckpoint:
+    """A model as if trained: every tensor, norms too, is random; rows of padding as well unless `zero_padding`."""
 
-    def reader(index: int, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-        return lambda: torch.from_numpy(np.random.default_rng([seed, index]).normal(size=shape).astype(np.float32))
+    def reader(index: int, spec: TensorSpec) -> Callable[[], torch.Tensor]:
+        def read() -> torch.Tensor:
+            array = np.random.default_rng([seed, index]).normal(size=spec.shape).astype(np.float32)
+            if zero_padding and spec.filled_rows is not None:
+                array[spec.filled_rows :] = 0
+            return torch.from_numpy(array)
+
+        return read
 
     tensors = [
-        CanonicalTensor(spec.name, spec.shape, "float32", reader(index, spec.shape))
+        CanonicalTensor(spec.name, spec.shape, "float32", reader(index, spec))
         for index, spec in enumerate(tensor_table(config))
     ]
     return CanonicalCheckpoint("random", config, tuple(tensors), iteration=40)
