@@ -14,6 +14,8 @@ EXAMPLES = """examples:
     megatron-nca convert format megatron-nca --from folder --to initial
   a file of the paper's released code, which does not say how many heads its model has, as a checkpoint here
     megatron-nca convert format megatron-nca --from model_10.pth --to automata --num-heads 32 --drop-head-bias
+  weights for Megatron-LM's pretrain_gpt.py --load DIR, which starts from them at iteration 0
+    megatron-nca convert format megatron-lm --from CHECKPOINT --to DIR
 """
 
 
@@ -37,6 +39,7 @@ def add_action(actions: argparse._SubParsersAction) -> None:
     shape.add_argument("--rope-base", type=int, metavar="BASE", help="base of the rotary frequencies")
     shape.add_argument("--norm-epsilon", type=float, metavar="EPSILON", help="epsilon of RMSNorm")
     shape.add_argument("--sequence-length", type=int, metavar="N", help="longest sequence")
+    shape.add_argument("--vocab-size", type=int, metavar="N", help="rows of the embedding that are the vocabulary's")
     shape.add_argument("--drop-head-bias", action="store_const", const=True,
                        help="leave aside a bias of the head, which the released code's automata models have")
     action.add_argument("--verify", action="store_true",
@@ -72,7 +75,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_READ_OPTIONS: tuple[str, ...] = ("num_heads", "rope_base", "norm_epsilon", "sequence_length", "drop_head_bias")
+_READ_OPTIONS: tuple[str, ...] = ("num_heads", "rope_base", "norm_epsilon", "sequence_length", "vocab_size",
+                                  "drop_head_bias")
 _WRITE_OPTIONS: tuple[str, ...] = ("tokenizer", "shard_bytes")
 """Arguments that are passed on to the spoke that reads and to the one that writes."""
 

@@ -78,6 +78,22 @@ def _tells_released(path: Path) -> str | None:
     return next((file.name for file in files if file.suffix == ".pth"), None)
 
 
+def _tells_deepspeed(path: Path) -> str | None:
+    if not path.is_dir():
+        return None
+    name = "*mp_rank_00_optim_states.pt"
+    inside = next(path.glob(name), None) or next(path.glob(f"*/{name}"), None)
+    return inside and str(inside.relative_to(path))
+
+
+def _tells_megatron_lm(path: Path) -> str | None:
+    """`common.pt` is in ours too; its `run_config.yaml` is not in theirs."""
+    for folder in (path, *_folders(path)):
+        if (folder / ".metadata").is_file() and (folder / "common.pt").is_file() and not _tells_ours(folder):
+            return str((folder / "common.pt").relative_to(path))
+    return None
+
+
 def _folders(path: Path) -> Iterator[Path]:
     return (child for child in sorted(path.iterdir()) if child.is_dir()) if path.is_dir() else iter(())
 
@@ -90,6 +106,11 @@ FORMATS = {each.name: each for each in (
     Format("released", "a .pth file of the paper's released code", "released", _tells_released,
            read_options=("num_heads", "rope_base", "norm_epsilon", "sequence_length", "drop_head_bias"),
            keeps_padding=False),
+    Format("deepspeed", "a folder of DeepSpeed's ZeRO with a Llama of Hugging Face's names", "deepspeed",
+           _tells_deepspeed, writer=None,
+           read_options=("num_heads", "rope_base", "norm_epsilon", "sequence_length")),
+    Format("megatron-lm", "a folder that Megatron-LM's --save named, format torch_dist", "megatron_lm",
+           _tells_megatron_lm, read_options=("vocab_size",)),
 )}
 
 

@@ -32,7 +32,7 @@ OTHER_KEYS = {
 }
 _MAIN_WEIGHTS = ("optimizer.state.fp32_param.", "optimizer.state.param.")
 """Before a weight's key: its fp32 main copy, which training in bf16 or fp16 keeps in the optimizer."""
-_CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False,
+CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False,
             "chained_optim_avoid_prefix": True}
 _SERIES_FILE = "latest_checkpointed_iteration.txt"
 
@@ -68,13 +68,20 @@ def read(folder: Path) -> CanonicalCheckpoint:
     Raises CheckpointError if it is not whole, holds keys that nothing explains, or not the model it describes.
     """
     run_config = load_run_config(folder)
-    reader = TorchDistReader(folder)
+    tensors, ignored = weights(TorchDistReader(folder))
+    checkpoint = CanonicalCheckpoint(str(folder), run_config.model, tensors, ignored, run_config.iteration)
+    checkpoint.check()
+    return checkpoint
+
+
+def weights(reader: TorchDistReader) -> tuple[tuple[CanonicalTensor, ...], tuple[Ignored, ...]]:
+    """The tensors of a model in Megatron's format, and all else. Raises CheckpointError for keys that are neither."""
     table, model_keys = reader.table, {*LAYER_KEYS.values(), *OTHER_KEYS.values()}
     unexplained = [key for key in (*table, *reader.objects) if key not in model_keys and not _reason_to_ignore(key)]
     if unexplained:
-        raise CheckpointError(f"{folder}: holds {len(unexplained)} keys that are no part of this model: "
+        raise CheckpointError(f"{reader.folder}: holds {len(unexplained)} keys that are no part of this model: "
                               f"{', '.join(unexplained[:8])}. "
-                              "Cure: only checkpoints of this project's models can be converted.")
+                              "Cure: only models of the shape of this project's can be converted.")
     tensors = [_tensor(reader, table, name, key, None) for name, key in OTHER_KEYS.items() if key in table]
     for kind, key in LAYER_KEYS.items():
         if key in table:
@@ -82,10 +89,7 @@ def read(folder: Path) -> CanonicalCheckpoint:
             tensors += [_tensor(reader, table, f"layers.{n}.{kind}", key, n) for n in range(num_layers)]
     ignored = [Ignored(key, _reason_to_ignore(key), table[key][0]) for key in table if key not in model_keys]
     ignored += [Ignored(key, _reason_to_ignore(key)) for key in reader.objects]
-    checkpoint = CanonicalCheckpoint(
-        str(folder), run_config.model, tuple(tensors), tuple(ignored), run_config.iteration)
-    checkpoint.check()
-    return checkpoint
+    return tuple(tensors), tuple(ignored)
 
 
 def read_found(path: Path) -> CanonicalCheckpoint:
@@ -107,6 +111,15 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
     `last(aside)` may put further files into the folder before it gets its name; all tensors are written by then.
     Raises CheckpointError, and DataError when the disk fills up.
     """
+    with publish(folder) as aside:
+        write_checkpoint(aside, stored_tensors(checkpoint), CONTENT)
+        (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
+        last(aside)
+        file_list.write(aside)
+
+
+def stored_tensors(checkpoint: CanonicalCheckpoint) -> list[StoredTensor]:
+    """The tensors of a model as they stand in Megatron's format. Raises CheckpointError for layers of several types."""
     by_name = {tensor.name: tensor for tensor in checkpoint.tensors}
     layers = range(checkpoint.model.num_layers)
     stored = []
@@ -119,11 +132,7 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
         tensors = [by_name[f"layers.{layer}.{kind}"] for layer in layers]
         chunks = tuple(_layer_chunk(tensor, layer) for layer, tensor in enumerate(tensors))
         stored.append(StoredTensor(key, (len(layers), *tensors[0].shape), _common_dtype(key, tensors), chunks))
-    with publish(folder) as aside:
-        write_checkpoint(aside, stored, _CONTENT)
-        (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
-        last(aside)
-        file_list.write(aside)
+    return stored
 
 
 def _common_dtype(key: str, tensors: list[CanonicalTensor]) -> torch.dtype:

@@ -18,7 +18,6 @@ import types
 
 import torch
 
-_PACKAGE = "megatron.core"
 _FACTORIES = (
     "arange",
     "as_tensor",
@@ -42,18 +41,22 @@ _FACTORIES = (
     "zeros_like",
 )
 _installed = False
+_package = "megatron.core"
 
 
-def install() -> None:
-    """Make `megatron.core` run on the CPU. Does nothing where CUDA is available, or when called again."""
-    global _installed
+def install(package: str = "megatron.core") -> None:
+    """Make `package` run on the CPU. Does nothing where CUDA is available, or when called again.
+
+    "megatron" is for Megatron-LM, whose training code is around `megatron.core`.
+    """
+    global _installed, _package
     if _installed or torch.cuda.is_available():
         return
-    _installed = True
+    _installed, _package = True, package
     facade, random_facade = _torch_facade(inert_cpu_generator=False), _torch_facade(inert_cpu_generator=True)
 
     def rebind(module: types.ModuleType) -> None:
-        if module.__name__ == f"{_PACKAGE}.tensor_parallel.random":
+        if module.__name__ == "megatron.core.tensor_parallel.random":
             module.torch = random_facade
             module._get_cuda_rng_state = _get_rng_state
             module._set_cuda_rng_state = _set_rng_state
@@ -90,7 +93,7 @@ class _RebindingFinder(importlib.abc.MetaPathFinder):
 
 
 def _is_inside(name: str) -> bool:
-    return name == _PACKAGE or name.startswith(_PACKAGE + ".")
+    return name == _package or name.startswith(_package + ".")
 
 
 def _torch_facade(inert_cpu_generator: bool) -> types.ModuleType:

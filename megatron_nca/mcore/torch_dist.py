@@ -152,10 +152,12 @@ def read_tensor_table(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], str]
     return TorchDistReader(checkpoint).table
 
 
-def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dict) -> None:
+def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dict,
+                     common: dict | None = None, empty_objects: Iterable[str] = ()) -> None:
     """Write a checkpoint that `megatron.core.dist_checkpointing.load` reads at any layout; one chunk is in memory.
 
-    `folder` is created; publishing it is the caller's. The bytes depend on the tensors only. Raises CheckpointError
+    `folder` is created; publishing it is the caller's. `common` is what else `common.pt` holds, `empty_objects`
+    are keys of sharded objects that are None. The bytes depend on the tensors only. Raises CheckpointError
     if the disk has too little free space, OSError from writing.
     """
     tensors = list(tensors)
@@ -176,8 +178,13 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
                 start = file.tell()
                 _save(_values(tensor, chunk), file)
                 places[MetadataIndex(tensor.key, chunk.offsets)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)
+        for key in empty_objects:
+            start = file.tell()
+            _save([None], file)
+            table[key] = BytesStorageMetadata()
+            places[MetadataIndex(key)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)
     with open(folder / "common.pt", "wb") as file:
-        _save({"content_metadata": content_metadata}, file)
+        _save({**(common or {}), "content_metadata": content_metadata}, file)
     (folder / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
     pickles.write_metadata(folder, Metadata(table, storage_data=places, version="1.0.0"))
 

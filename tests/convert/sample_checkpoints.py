@@ -12,6 +12,7 @@ from megatron_nca.config.run_config import RunConfig
 from megatron_nca.convert import megatron
 from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor
 from megatron_nca.initialise import TensorSpec, tensor_table
+from megatron_nca.mcore.model_reference import LlamaReference
 
 CONFIG = ModelConfig(num_layers=3, hidden_size=32, num_heads=4, num_query_groups=2, ffn_hidden_size=48, vocab_size=200)
 
@@ -45,6 +46,17 @@ def values(checkpoint: CanonicalCheckpoint) -> dict[str, np.ndarray]:
 def write_random(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -> Path:
     megatron.write(folder, random_checkpoint(config, seed), RunConfig(model=config, iteration=40))
     return folder
+
+
+def reference_logits(checkpoint: CanonicalCheckpoint, tokens: torch.Tensor) -> torch.Tensor:
+    """Of plain PyTorch with the weights of `checkpoint`, (B, S, padded vocabulary)."""
+    kinds = {"qkv": "attention.qkv", "proj": "attention.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    model = LlamaReference(checkpoint.model)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            parts = [kinds.get(part, part) for part in name.split(".")]
+            weight.copy_(checkpoint.tensor(".".join(parts)).read())
+        return model.logits(tokens)
 
 
 class Bomb:
