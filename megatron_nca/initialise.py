@@ -14,21 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_nca.config.components import LAYER_PARTS, OTHER_PARTS, component_of
 from megatron_nca.config.model import ModelConfig
 
-COMPONENTS = ("attention", "mlp", "norms", "final_norm", "embedding", "head")
-"""The parts a phase transition can carry. norms: both norms of a layer, also the one Megatron stores with the
-attention's qkv projection."""
-
-LAYER_TENSORS = {
-    "attention_norm.weight": "norms",
-    "attention.qkv.weight": "attention",
-    "attention.proj.weight": "attention",
-    "mlp_norm.weight": "norms",
-    "mlp.fc1.weight": "mlp",
-    "mlp.fc2.weight": "mlp",
-}
-OTHER_TENSORS = {"embedding.weight": "embedding", "final_norm.weight": "final_norm", "head.weight": "head"}
+LAYER_TENSORS = {kind: component_of(part) for part, kind in LAYER_PARTS.items()}
+OTHER_TENSORS = {kind: component_of(part) for part, kind in OTHER_PARTS.items()}
+"""Tensor, of a layer or not -> the component it belongs to."""
 
 _BLOCK = 1 << 17
 """Elements drawn at once: even, so that pairs of normal numbers never straddle two blocks."""
@@ -92,7 +83,7 @@ def initial_tensor(spec: TensorSpec, seed: int) -> np.ndarray:
         flat[:filled] = spec.law.scale
         return flat.reshape(spec.shape)
     draw = _normal if spec.law.kind == "normal" else _symmetric_uniform
-    bits = np.random.Philox(key=_key(seed, spec.name))
+    bits = random_bits(seed, spec.name)
     for first in range(0, filled, _BLOCK):
         count = min(_BLOCK, filled - first)
         unit = draw(bits.random_raw(count + count % 2))  # whole pairs, so that a cut vocabulary changes nothing
@@ -117,10 +108,10 @@ def _vocabulary_spec(name: str, config: ModelConfig, law: Law) -> TensorSpec:
     return TensorSpec(name, shape, OTHER_TENSORS[name], None, law, filled_rows=config.vocab_size)
 
 
-def _key(seed: int, name: str) -> np.ndarray:
-    """Philox key (2 words of 64 bits) of one tensor's stream."""
+def random_bits(seed: int, name: str) -> np.random.Philox:
+    """One tensor's stream of 64-bit words (`random_raw`)."""
     digest = hashlib.sha256(f"megatron_nca initial tensor\n{seed}\n{name}".encode()).digest()
-    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+    return np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64))
 
 
 def _normal(raw: np.ndarray) -> np.ndarray:

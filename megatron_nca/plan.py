@@ -163,14 +163,18 @@ def _arm_steps(recipe: Recipe, run_folder: RunFolder, arm: str, seed: int) -> li
 
 
 def _carry(recipe: Recipe, run_folder: RunFolder, arm: str, seed: int, position: int) -> list[object]:
-    """The flags that name what a phase takes over from the one before it."""
+    """The flags that say what a phase takes over from the one before it, and how the rest starts."""
     start = recipe.arms[arm].steps[position].start
-    if not start.carry:
-        return ["--carry", "none"]
-    previous = recipe.arms[arm].steps[position - 1].phase
-    source = run_folder.phase(recipe.home_arm(arm, position - 1), seed, previous)
-    flags = ["--from", source.checkpoints.path, "--carry", *start.carry]
-    return [*flags, "--layers", "{}:{}".format(*start.layers)] if start.layers else flags
+    flags: list[object] = ["--carry", *(start.carry or ["none"])]
+    if start.needs_source:
+        previous = recipe.arms[arm].steps[position - 1].phase
+        source = run_folder.phase(recipe.home_arm(arm, position - 1), seed, previous)
+        flags = ["--from", source.checkpoints.path, *flags]
+    flags += ["--reinit", *start.reinit] if start.reinit else []
+    flags += ["--layers", "{}:{}".format(*start.layers)] if start.layers else []
+    flags += ["--law", *(f"{word}={law}" for word, law in start.laws.items())] if start.laws else []
+    flags += ["--layer-map", start.layer_map] if start.layer_map else []
+    return [*flags, "--shared-rows"] if start.shared_rows else flags
 
 
 def _train(phase: Phase, step: ArmStep, run_folder: RunFolder, arm: str, seed: int) -> tuple[tuple[str, ...], int]:

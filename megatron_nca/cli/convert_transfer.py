@@ -1,20 +1,32 @@
 """`megatron-nca convert transfer`: the phase transition."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.errors import CheckpointError, ConfigError, explain
 
-EXAMPLES = """examples:
+EXAMPLES = """examples (docs/converters.md has the tables of components, laws and maps):
   the paper's transition: all layers and the final norm go on, the vocabulary is new
     megatron-nca convert transfer --from CHECKPOINT --to initial --carry all --vocab-size 4096 --seed 1
-  attention only, of the first four layers; only say what would happen
-    megatron-nca convert transfer --from CHECKPOINT --to initial --carry attention --layers 0:4 --seed 1 --dry-run
+  attention of some layers and all MLPs; only say what would happen
+    megatron-nca convert transfer --from CHECKPOINT --to initial --carry attention@0:4,8:12 mlp --seed 1 --dry-run
+  everything but the queries and keys of the first layer; each new embedding is the mean of the old ones
+    megatron-nca convert transfer --from CHECKPOINT --to initial --carry all --reinit q@0 k@0 \\
+        --law embedding=mean --vocab-size 4096 --seed 1
+  controls: the source's layers in another order, or its numbers at other places
+    megatron-nca convert transfer --from CHECKPOINT --to initial --carry final_norm \\
+        --law layers=shuffled_layers --seed 1
+  twice as deep, each layer twice
+    megatron-nca convert transfer --from CHECKPOINT --to initial --carry all --layer-map 0,0,1,1,2,2 --seed 1
   nothing carried: the start of a model trained from scratch
     megatron-nca convert transfer --to initial --carry none --recipe RECIPE --phase text --seed 1
 """
+WORDS = ("of attention (or q, k, v, o), mlp (gate, up, down), norms (attention_norm, mlp_norm), final_norm, embedding, "
+         "head; layers = the first three, all = layers final_norm; or none. WORD@FIRST:LAST,... are those of some "
+         "layers of the new model, LAST not included")
 
 
 def add_action(actions: argparse._SubParsersAction) -> None:
@@ -25,13 +37,23 @@ def add_action(actions: argparse._SubParsersAction) -> None:
                           help="a checkpoint, or a series of them: its newest whole one is taken; "
                                "not needed if nothing is carried")
     transfer.add_argument("--to", type=Path, required=True, metavar="DIR", help="the new checkpoint; must not exist")
-    transfer.add_argument("--carry", nargs="+", required=True, metavar="COMPONENT",
-                          help="of attention, mlp, norms (of the layers), final_norm, embedding, head; "
-                               "all = attention mlp norms final_norm; or none")
-    transfer.add_argument("--layers", type=_layer_range, metavar="FIRST:LAST",
-                          help="carry only these layers, LAST not included (default: all)")
+    transfer.add_argument("--carry", nargs="+", action="extend", required=True, metavar="WORD", help=WORDS)
+    transfer.add_argument("--reinit", nargs="+", action="extend", default=[], metavar="WORD",
+                          help="what of --carry is not carried after all")
+    transfer.add_argument("--layers", metavar="FIRST:LAST,...",
+                          help="layers of the words of --carry that name none (default: all)")
+    transfer.add_argument("--law", nargs="+", action="extend", default=[], metavar="WORD=LAW",
+                          help="how what is not carried starts: own (the model's law, the default), released, "
+                               "normal:STD, mean (of the source's embedding), permuted, shuffled_layers")
+    transfer.add_argument("--layer-map", metavar="MAP",
+                          help="the source's layer for each new one: first, spread, repeat, or a list as 0,0,1,new")
+    transfer.add_argument("--shared-rows", action="store_true",
+                          help="of embedding and head carry the rows that both vocabularies have, by id")
     transfer.add_argument("--vocab-size", type=int,
                           help="vocabulary of the new model (default: the source's, or the recipe's)")
+    transfer.add_argument("--num-layers", type=int, help="depth of the new model (default: as --vocab-size)")
+    transfer.add_argument("--tied-embeddings", action=argparse.BooleanOptionalAction,
+                          help="whether the new model's head is its embedding (default: as --vocab-size)")
     transfer.add_argument("--recipe", type=Path, help="take the new model from this recipe ...")
     transfer.add_argument("--phase", help="... and this phase of it")
     transfer.add_argument("--seed", type=int, required=True, help="of what is re-initialised; recorded")
@@ -40,26 +62,53 @@ def add_action(actions: argparse._SubParsersAction) -> None:
 
 
 def _transfer(arguments: argparse.Namespace) -> int:
+    from megatron_nca.convert import account as accounts
     from megatron_nca.convert import transfer as phase_transition
 
-    selection = phase_transition.select(arguments.carry, arguments.layers)
+    start = _start(arguments)
     target, recipe_name = _target_of_recipe(arguments)
-    source = _open_source(arguments.source)
+    source = open_source(arguments.source)
     if target is None:
         target = _target_of_source(arguments, source)
-    transfer = phase_transition.Transfer(source, target, selection, arguments.seed)
-    existing = _existing_account(arguments.to)
+    transfer = phase_transition.Transfer(source, target, start, arguments.seed)
+    existing = existing_account(arguments.to)
     if existing is not None:
-        return _compare(arguments.to, existing, transfer)
+        compare(arguments.to, existing, transfer)
+        print(f"{arguments.to}: is already there with this account, nothing to do.")
+        return 0
     if arguments.dry_run:
-        print(phase_transition.format_account(transfer.outline()))
+        print(accounts.format_account(transfer.outline()))
         print(f"Dry run: {arguments.to} was not written.")
         return 0
     run_config = transfer.run_config(recipe_name, arguments.phase)
     account = phase_transition.write_transfer(arguments.to, transfer, run_config)
-    print(phase_transition.format_account(account))
+    print(accounts.format_account(account))
     print(f"Wrote {arguments.to}")
     return 0
+
+
+def _start(arguments: argparse.Namespace) -> object:
+    from megatron_nca.config.components import at_layers, check_words
+    from megatron_nca.config.start import Start
+
+    laws: dict[str, str] = {}
+    for entry in arguments.law:
+        word, equals, law = entry.partition("=")
+        if not equals or word in laws:
+            raise ConfigError(explain("--law", entry, "is not WORD=LAW." if not equals else f"{word} has a law.",
+                                      "give for example embedding=mean, each word once."))
+        laws[word] = law
+    carry, layers = tuple(arguments.carry), None
+    if arguments.layers is not None:
+        check_words([f"layers@{arguments.layers}"], "layers")
+        check_words(carry, "carry")
+        first, colon, last = arguments.layers.partition(":")
+        if first.isdigit() and last.isdigit():
+            layers = int(first), int(last)
+        else:
+            carry = at_layers(carry, arguments.layers, "carry")
+    return Start(carry=carry, reinit=tuple(arguments.reinit), layers=layers, laws=laws, layer_map=arguments.layer_map,
+                 shared_rows=arguments.shared_rows)
 
 
 def _target_of_recipe(arguments: argparse.Namespace) -> tuple[ModelConfig | None, str | None]:
@@ -76,9 +125,11 @@ def _target_of_recipe(arguments: argparse.Namespace) -> tuple[ModelConfig | None
         near = suggest(str(arguments.phase), list(recipe.phases))
         raise ConfigError(f"--phase {arguments.phase}: not a phase of {arguments.recipe}.{near}")
     model = recipe.model_config(arguments.phase)
-    if arguments.vocab_size not in (None, model.vocab_size):
-        reason = f"phase {arguments.phase} of the recipe has {model.vocab_size}."
-        raise ConfigError(explain("--vocab-size", arguments.vocab_size, reason, "leave it out."))
+    for name in ("vocab_size", "num_layers", "tied_embeddings"):
+        if getattr(arguments, name) not in (None, getattr(model, name)):
+            reason = f"phase {arguments.phase} of the recipe has {getattr(model, name)}."
+            setting = f"--{name.replace('_', '-')}"
+            raise ConfigError(explain(setting, getattr(arguments, name), reason, "leave it out."))
     return model, recipe.name
 
 
@@ -86,12 +137,19 @@ def _target_of_source(arguments: argparse.Namespace, source: object) -> ModelCon
     if source is None:
         raise ConfigError("convert transfer: neither --from nor --recipe says which model to make. "
                           "Cure: give --from CHECKPOINT, or --recipe RECIPE --phase NAME.")
-    if arguments.vocab_size is None:
-        return source.model
-    return source.model.with_vocabulary(arguments.vocab_size)
+    layers, layer_map = arguments.num_layers, arguments.layer_map or ""
+    if layers is None and "," in layer_map:
+        layers = layer_map.count(",") + 1
+    return changed_model(source.model, arguments.vocab_size, layers, arguments.tied_embeddings)
 
 
-def _open_source(path: Path | None) -> object:
+def changed_model(model: ModelConfig, vocab_size: int | None, num_layers: int | None, tied: bool | None) -> ModelConfig:
+    """`model` with what is not None in place of its own."""
+    changes = {"vocab_size": vocab_size, "num_layers": num_layers, "tied_embeddings": tied}
+    return dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
+
+
+def open_source(path: Path | None) -> object:
     if path is None:
         return None
     from megatron_nca.convert import megatron
@@ -102,9 +160,9 @@ def _open_source(path: Path | None) -> object:
     return megatron.read(folder)
 
 
-def _existing_account(folder: Path) -> dict | None:
+def existing_account(folder: Path) -> dict | None:
     """The account of the checkpoint already at `folder`; None if the place is free."""
-    from megatron_nca.convert.transfer import ACCOUNT_FILE
+    from megatron_nca.convert.account import ACCOUNT_FILE
 
     if not (folder.exists() or folder.is_symlink()) or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -115,22 +173,13 @@ def _existing_account(folder: Path) -> dict | None:
                               "Cure: choose another folder, or remove it.") from error
 
 
-def _compare(folder: Path, existing: dict, transfer: object) -> int:
-    """Done already if the checkpoint there is whole and has the account that this call would write."""
+def compare(folder: Path, existing: dict, transfer: object) -> None:
+    """Raise CheckpointError unless the checkpoint there is whole and has the account that `transfer` would write."""
     from megatron_nca.convert import megatron
-    from megatron_nca.convert.transfer import same_account
+    from megatron_nca.convert.account import same_account
 
     different = same_account(existing, transfer.account())
     if different:
         raise CheckpointError(f"--to {folder}: exists and was made otherwise: {', '.join(different)} differ, see its "
                               "account.json. Cure: choose another folder, or remove it.")
     megatron.read(folder)
-    print(f"{folder}: is already there with this account, nothing to do.")
-    return 0
-
-
-def _layer_range(text: str) -> tuple[int, int]:
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, for example 0:4")
-    return int(first), int(last)

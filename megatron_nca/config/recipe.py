@@ -1,5 +1,6 @@
 """A recipe is the whole experiment: datasets, the model, phases, arms that chain phases, and seeds."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from megatron_nca.config.law import NcaLaw, domain_band, preset
 from megatron_nca.config.model import ModelConfig, ModelShape, resolve_preset
 from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.config.schema import apply_overrides, build, read_yaml, suggest, to_dict
+from megatron_nca.config.start import Freeze, Start
 from megatron_nca.config.tracking import Wandb
 from megatron_nca.errors import ConfigError, explain
 
@@ -91,6 +93,10 @@ class Phase:
     attention_dropout_iterations: int | None = None
     """Dropout is on for so many iterations, None: for all. The released text phases lose it at their first
     validation (E1)."""
+    freeze: Freeze | None = None
+    """Parts of the model that are not trained, at first or at all; None: all are."""
+    num_layers: int | None = None
+    """Depth of this phase's model; None: that of the recipe's."""
     on_bad_loss: BadLoss = field(default_factory=BadLoss)
     validation_interval: int = 100
     validation_sequences: int = 256
@@ -162,6 +168,21 @@ class Phase:
                 )
             )
 
+    def check_freeze(self, name: str, model: ModelConfig) -> None:
+        """Raise ConfigError if what is to be frozen is no set of this model's tensors, or the engine cannot do it."""
+        where = f"phases.{name}.freeze"
+        try:
+            self.freeze.kinds(model.num_layers, model.tied_embeddings)
+        except ConfigError as error:
+            raise ConfigError(f"phases.{name}.{error}") from error
+        if (self.freeze.iterations or 1) > self.iterations:
+            reason = f"is more than the phase's {self.iterations}."
+            raise ConfigError(explain(f"{where}.iterations", self.freeze.iterations, reason, "leave it out for all."))
+        if self.parallel.engine != "megatron":
+            reason = "keeps its updates to itself, so that nothing can be left out of them."
+            raise ConfigError(explain(f"{where} with parallel.engine", self.parallel.engine, reason,
+                                      "set parallel.engine: megatron."))
+
     @property
     def batch_sizes(self) -> BatchSizes:
         return BatchSizes(self.global_batch_size, self.rampup_batch_size)
@@ -175,16 +196,6 @@ class Phase:
         """Attention dropout of an iteration, counted from 0."""
         limit = self.attention_dropout_iterations
         return self.attention_dropout if limit is None or iteration < limit else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """What a step of an arm takes over from the step before it; all else is initialised anew."""
-
-    carry: tuple[str, ...] = ()
-    """Components (convert transfer --carry); empty: nothing, which is training from scratch."""
-    layers: tuple[int, int] | None = None
-    """Half-open range of layers that are carried; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +235,10 @@ class Recipe:
             self._check_base(name)
         for name, phase in self.phases.items():
             _check_known(f"phases.{name}.dataset", phase.dataset, self.datasets)
-            phase.parallel.check_model(self.model_config(name))
+            model = self.model_config(name)
+            phase.parallel.check_model(model)
+            if phase.freeze is not None:
+                phase.check_freeze(name, model)
             law = self.law_of(phase.dataset)
             if law is not None and law.sequence_length != self.model.sequence_length:
                 raise ConfigError(
@@ -268,13 +282,23 @@ class Recipe:
             raise ConfigError(f"arms.{name}: names a phase twice. Cure: define a second phase under another name.")
         for step in arm.steps:
             _check_known(f"arms.{name}.steps.phase", step.phase, self.phases)
-        if arm.steps[0].start.carry:
-            carried = list(arm.steps[0].start.carry)
-            raise ConfigError(f"arms.{name}: its first step carries {carried}, but nothing precedes it. Cure: drop it.")
+        before = None
+        for step in arm.steps:
+            if before is None and step.start.needs_source:
+                reason = f"its first step carries {[*step.start.carry, *step.start.laws]}, but nothing precedes it."
+                raise ConfigError(f"arms.{name}: {reason} Cure: drop it.")
+            model = self.model_config(step.phase)
+            try:
+                step.start.resolve(model.num_layers, before and before.num_layers, model.tied_embeddings)
+            except ConfigError as error:
+                raise ConfigError(f"arms.{name}, phase {step.phase}: start.{error}") from error
+            before = model
 
     def model_config(self, phase: str) -> ModelConfig:
-        """The model of a phase: the recipe's shape with the vocabulary of the phase's dataset."""
-        return self.model.with_vocabulary(self.vocab_size(self.phases[phase].dataset))
+        """The model of a phase: the recipe's shape with the vocabulary of the phase's dataset and the phase's depth."""
+        settings = self.phases[phase]
+        model = self.model.with_vocabulary(self.vocab_size(settings.dataset))
+        return dataclasses.replace(model, num_layers=settings.num_layers or model.num_layers)
 
     def vocab_size(self, dataset: str) -> int:
         """Vocabulary rows of a dataset's model; a control has its base's."""

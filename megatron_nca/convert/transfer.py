@@ -5,216 +5,248 @@ there, each part can be carried or not, nothing is matched by luck of its name, 
 an error. Optimizer, schedule and random states are never carried.
 """
 
-import hashlib
+import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from megatron_nca.config.components import OTHER_PARTS, Piece, component_of, parts_in
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig
-from megatron_nca.config.schema import suggest, to_dict
+from megatron_nca.config.schema import to_dict
+from megatron_nca.config.start import FROM_SOURCE, Start
+from megatron_nca.convert import laws, megatron
+from megatron_nca.convert.account import ACCOUNT_FILE, FORMAT, VERSION, Row, digest, totals
 from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor
+from megatron_nca.convert.parts import part_of, part_shape
 from megatron_nca.errors import CheckpointError, ConfigError, explain
-from megatron_nca.initialise import COMPONENTS, TensorSpec, initial_tensor, tensor_table
+from megatron_nca.initialise import TensorSpec, initial_tensor, tensor_table
 
-ACCOUNT_FILE = "account.json"
-ALIASES = {"all": ("attention", "mlp", "norms", "final_norm"), "none": ()}
-"""`all`: what does not depend on the vocabulary."""
-_BY_LAYER = ("attention", "mlp", "norms")
-_SHAPING = ("num_layers", "hidden_size", "num_heads", "query_groups", "ffn_hidden_size", "rope_base", "rope_scaling",
-            "norm_epsilon")
-"""Settings that must agree for weights to mean the same in both models; vocab_size besides for embedding and head."""
+_SHAPING = ("hidden_size", "num_heads", "query_groups", "ffn_hidden_size", "rope_base", "rope_scaling", "norm_epsilon")
+"""Settings that must agree for weights to mean the same in both models."""
+_VOCABULARY = ("embedding", "head")
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What is carried: components, and for those of the layers a half-open range of them (None: all layers)."""
+class Origin:
+    """Where a piece's numbers come from: `law` is None for what is carried, `tensor` is the source's, if one is read."""
 
-    components: tuple[str, ...]
-    layers: tuple[int, int] | None = None
-
-    def covers(self, spec: TensorSpec) -> bool:
-        if spec.component not in self.components:
-            return False
-        return spec.layer is None or self.layers is None or self.layers[0] <= spec.layer < self.layers[1]
-
-
-@dataclass
-class Row:
-    """One tensor in the account. `sha256` is of the float32 bytes, of carried tensors only."""
-
-    name: str
-    action: str
-    """carried, re-initialised (into the new checkpoint), or dropped (of the old one)."""
-    shape: tuple[int, ...] | None
-    component: str | None = None
-    layer: int | None = None
-    law: str | None = None
-    seed: int | None = None
-    sha256: str | None = None
-    note: str | None = None
-
-
-def select(names: Iterable[str], layers: tuple[int, int] | None = None) -> Selection:
-    """A selection from the words of `--carry`. Raises ConfigError naming the nearest component of an unknown word."""
-    names = list(names)
-    for name in names:
-        if name not in COMPONENTS and name not in ALIASES:
-            raise ConfigError(f"--carry {name}: is no component.{suggest(name, [*COMPONENTS, *ALIASES])}")
-    if "none" in names and len(names) > 1:
-        raise ConfigError(explain("--carry", " ".join(names), "'none' excludes the others.", "give it alone, or not."))
-    wanted = {part for name in names for part in ALIASES.get(name, (name,))}
-    if layers is not None and not wanted & set(_BY_LAYER):
-        reason = f"--carry {' '.join(names)} carries nothing that lies in layers."
-        raise ConfigError(explain("--layers", f"{layers[0]}:{layers[1]}", reason, "leave it out."))
-    return Selection(tuple(part for part in COMPONENTS if part in wanted), layers)
+    law: str | None
+    tensor: str | None
 
 
 class Transfer:
-    """One phase transition, checked: `source` (None if nothing is carried) into a model of `target`'s shape.
+    """One phase transition, checked: `source` (None if nothing is taken from one) into a model of `target`'s shape.
 
-    Raises CheckpointError for a source of another shape, ConfigError for a selection that does not fit.
+    Raises CheckpointError for a source of another shape, ConfigError for a start that does not fit.
     """
 
-    def __init__(self, source: CanonicalCheckpoint | None, target: ModelConfig, selection: Selection,
-                 seed: int) -> None:
-        self.source, self.target, self.selection, self.seed = source, target, selection, seed
-        self._check()
-        self._rows = {spec.name: self._row(spec) for spec in tensor_table(target)}
-
-    def _check(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(explain("--seed", self.seed, "must not be negative.", "give 0 or more."))
-        if not self.selection.components:
-            return
-        if self.source is None:
-            raise ConfigError(explain("--carry", " ".join(self.selection.components), "there is nothing to carry from.",
+    def __init__(self, source: CanonicalCheckpoint | None, target: ModelConfig, start: Start, seed: int) -> None:
+        self.source, self.target, self.start, self.seed = source, target, start, seed
+        if seed < 0:
+            raise ConfigError(explain("--seed", seed, "must not be negative.", "give 0 or more."))
+        if start.needs_source and source is None:
+            raise ConfigError(explain("--carry", " ".join(start.carry), "there is nothing to carry from.",
                                       "add --from CHECKPOINT, or --carry none."))
-        self._check_same_model(self.source.model)
-        layers, num_layers = self.selection.layers, self.target.num_layers
-        if layers is not None and not 0 <= layers[0] < layers[1] <= num_layers:
-            raise ConfigError(explain("--layers", f"{layers[0]}:{layers[1]}", f"is no range within 0:{num_layers}.",
-                                      "give FIRST:LAST, LAST not included."))
+        if start.needs_source:
+            self._check_same_shape(source.model)
+        depth = source.model.num_layers if source else None
+        self.resolved = start.resolve(target.num_layers, depth, target.tied_embeddings)
+        if start.needs_source:
+            self._check_same_vocabulary(source.model)
+        self._specs = {spec.name: spec for spec in tensor_table(target)}
+        self._origins = self._find_origins()
+        self._rows = {spec.name: self._rows_of(spec) for spec in self._specs.values()}
 
-    def _check_same_model(self, source: ModelConfig) -> None:
+    def _check_same_shape(self, source: ModelConfig) -> None:
+        names = (*(("num_layers",) if self.start.layer_map is None else ()), *_SHAPING)
         different = [f"model.{name} is {getattr(source, name)} there and {getattr(self.target, name)} in the target"
-                     for name in _SHAPING if getattr(source, name) != getattr(self.target, name)]
-        bound = [part for part in ("embedding", "head") if part in self.selection.components]
-        if bound and source.vocab_size != self.target.vocab_size:
-            different.append(f"vocab_size is {source.vocab_size} there and {self.target.vocab_size} in the target "
-                             f"(it binds {' and '.join(bound)}; leave {'them' if bound[1:] else 'it'} out of --carry)")
+                     + (" (--layer-map says which goes where)" if name == "num_layers" else "")
+                     for name in names if getattr(source, name) != getattr(self.target, name)]
         if different:
-            raise CheckpointError(f"{self.source.origin}: cannot be carried into the target model: "
-                                  f"{'; '.join(different)}. "
-                                  "Cure: use the same model in both phases, or --carry none.")
+            self._refuse("; ".join(different))
 
-    def _row(self, spec: TensorSpec) -> Row:
-        if self.selection.covers(spec):
-            note = self.source.tensor(spec.name).note
-            return Row(spec.name, "carried", spec.shape, spec.component, spec.layer, note=note)
-        padding = spec.filled_rows is not None and spec.filled_rows < spec.shape[0]
-        note = f"rows {spec.filled_rows} to {spec.shape[0] - 1} are padding and zero" if padding else None
-        return Row(spec.name, "re-initialised", spec.shape, spec.component, spec.layer, str(spec.law), self.seed,
-                   note=note)
+    def _check_same_vocabulary(self, source: ModelConfig) -> None:
+        bound = [part for part in _VOCABULARY if self.resolved.laws.get((part, None)) == "permuted"
+                 or (part, None) in self.resolved.carried and not self.start.shared_rows]
+        if bound and source.vocab_size != self.target.vocab_size:
+            self._refuse(f"vocab_size is {source.vocab_size} there and {self.target.vocab_size} in the target "
+                         f"(it binds {' and '.join(bound)}; leave {'them' if bound[1:] else 'it'} out of --carry, "
+                         "or carry the rows that both have with --shared-rows)")
+
+    def _refuse(self, reason: str) -> None:
+        raise CheckpointError(f"{self.source.origin}: cannot be carried into the target model: {reason}. "
+                              "Cure: use the same model in both phases, or --carry none.")
+
+    def _find_origins(self) -> dict[Piece, Origin]:
+        """Of every piece of the target."""
+        result, shuffled = {}, {}
+        for spec in self._specs.values():
+            for part in _parts(spec):
+                piece = part, spec.layer
+                law = None if piece in self.resolved.carried else self.resolved.laws.get(piece, "own")
+                needed = law is None or law in FROM_SOURCE
+                result[piece] = Origin(law, self._source_name(spec) if needed else None)
+                if law == "shuffled_layers":
+                    shuffled.setdefault(part, []).append(spec.layer)
+        for part, layers in shuffled.items():
+            if len(layers) < 2:
+                raise ConfigError(explain("laws", "shuffled_layers", f"of {part} there is one layer.", "use permuted."))
+            taken = laws.cycle(tuple(layers), self.seed)
+            names = {layer: result[part, layer].tensor for layer in layers}
+            result |= {(part, layer): Origin("shuffled_layers", names[taken[layer]]) for layer in layers}
+        return result
+
+    def _source_name(self, spec: TensorSpec) -> str:
+        """The source's tensor that goes into the target's; a tied source has its embedding for a head."""
+        if spec.layer is not None:
+            return f"layers.{self.resolved.layer_map[spec.layer]}.{_kind(spec)}"
+        tied = spec.component == "head" and self.source.model.tied_embeddings
+        return OTHER_PARTS["embedding"] if tied else spec.name
+
+    def _rows_of(self, spec: TensorSpec) -> list[Row]:
+        """The account's rows of a tensor: one, unless its parts, or rows of a vocabulary, differ in origin."""
+        parts = _parts(spec)
+        origins = {part: self._origins[part, spec.layer] for part in parts}
+        if len(set(origins.values())) > 1:
+            return [self._row(spec, origin, part=part) for part, origin in origins.items()]
+        (origin,) = set(origins.values())
+        shared = self._shared_rows(spec, origin)
+        if not shared or shared == spec.filled_rows == self.source.model.vocab_size:
+            return [self._row(spec, origin)]
+        own = Origin(self._law_beside(parts[0]), None)
+        return [self._row(spec, origin, rows=(0, shared)), self._row(spec, own, rows=(shared, spec.shape[0]))]
+
+    def _shared_rows(self, spec: TensorSpec, origin: Origin) -> int:
+        """How many rows of a vocabulary are carried by id; 0 where that is not the question."""
+        if spec.filled_rows is None or origin.law is not None:
+            return 0
+        return min(spec.filled_rows, self.source.model.vocab_size)
+
+    def _row(self, spec: TensorSpec, origin: Origin, part: str | None = None, rows: tuple | None = None) -> Row:
+        shape = spec.shape if part is None else part_shape(spec.shape, part, self.target)
+        shape = shape if rows is None else (rows[1] - rows[0], *shape[1:])
+        row = Row(spec.name, "carried" if origin.law is None else "re-initialised", shape, spec.component, spec.layer,
+                  part, rows, source=origin.tensor)
+        if origin.law is None:
+            row.note = self.source.tensor(origin.tensor).note
+            if spec.component == "head" and origin.tensor != spec.name:
+                row.note = "the source's embedding, to which its head is tied"
+            return row
+        random = origin.law != "mean"
+        row.law, row.seed = self._law_text(spec, origin.law), self.seed if random else None
+        if spec.filled_rows is not None and spec.filled_rows < spec.shape[0] and origin.law != "permuted":
+            row.note = f"rows {spec.filled_rows} to {spec.shape[0] - 1} are padding and zero"
+        return row
+
+    def _law_text(self, spec: TensorSpec, law: str) -> str:
+        return law.replace("_", " ") if law in FROM_SOURCE else str(laws.with_law(spec, law, self.target).law)
 
     def result(self) -> CanonicalCheckpoint:
-        """The new checkpoint; reading a carried tensor also enters its hash into the account."""
-        tensors = [CanonicalTensor(spec.name, spec.shape, "float32", self._reader(spec))
-                   for spec in tensor_table(self.target)]
+        """The new checkpoint; reading what depends on the source also enters its hash into the account."""
+        tensors = [CanonicalTensor(spec.name, spec.shape, "float32", partial(self._make, spec))
+                   for spec in self._specs.values()]
         return CanonicalCheckpoint("the new checkpoint", self.target, tuple(tensors))
+
+    def _make(self, spec: TensorSpec) -> torch.Tensor:
+        rows, parts = self._rows[spec.name], _parts(spec)
+        origins = {part: self._origins[part, spec.layer] for part in parts}
+        read = functools.cache(lambda name: self.source.tensor(name).read().float().contiguous())
+        draw = functools.cache(lambda law: torch.from_numpy(
+            initial_tensor(laws.with_law(spec, law, self.target), self.seed)))
+        if rows[0].rows:
+            result, shared = draw(self._law_beside(parts[0])), rows[0].rows[1]
+            result[:shared] = read(rows[0].source)[:shared]
+        elif len(rows) == 1 and origins[parts[0]].law != "permuted":
+            result = self._whole(spec, origins[parts[0]], read, draw)
+        else:
+            result = torch.empty(spec.shape)
+            for part, origin in origins.items():
+                values = part_of(self._whole(spec, origin, read, draw), part, self.target)
+                values = self._permuted(spec, part, values) if origin.law == "permuted" else values
+                part_of(result, part, self.target).copy_(values)
+        for row in rows:
+            if row.source is not None:
+                row.sha256 = digest(row.of(result, self.target))
+        return result
+
+    def _whole(self, spec: TensorSpec, origin: Origin, read: Callable, draw: Callable) -> torch.Tensor:
+        """A tensor all of which would be of this origin, not yet permuted."""
+        if origin.law == "mean":
+            return laws.mean_rows(read(origin.tensor), self.source.model.vocab_size, spec.shape, spec.filled_rows)
+        return draw(origin.law) if origin.tensor is None else read(origin.tensor)
+
+    def _permuted(self, spec: TensorSpec, part: str, values: torch.Tensor) -> torch.Tensor:
+        """A part with its numbers at other places; padding stays."""
+        filled = values if spec.filled_rows is None else values[: spec.filled_rows]
+        permuted = laws.permute(filled, self.seed, f"{spec.name} {part}")
+        return torch.cat([permuted, values[len(filled) :]])
+
+    def _law_beside(self, part: str) -> str:
+        """The law of the rows of a vocabulary that are not carried with the others."""
+        return self.resolved.laws.get((part, None), "own")
 
     def run_config(self, recipe: str | None = None, phase: str | None = None) -> RunConfig:
         return RunConfig(model=self.target, recipe=recipe, phase=phase, seed=self.seed)
 
     def account(self) -> dict:
         """The account of every tensor of both checkpoints, fit for JSON; reads what it must for the hashes."""
-        for row in self._rows.values():
-            if row.action == "carried" and row.sha256 is None:
-                self._carry(row)
+        for name, rows in self._rows.items():
+            if any(row.source is not None and row.sha256 is None for row in rows):
+                self._make(self._specs[name])
         return self.outline()
 
     def outline(self) -> dict:
         """The account without reading any tensor: hashes are null where they are not known yet."""
-        rows = [*self._rows.values(), *self._dropped()]
+        rows = [*(row for rows in self._rows.values() for row in rows), *self._dropped()]
         source = self.source and {"checkpoint": self.source.origin, "iteration": self.source.iteration,
                                   "model": to_dict(self.source.model)}
-        return {"format": "megatron_nca account", "version": 1, "source": source, "model": to_dict(self.target),
-                "carry": list(self.selection.components), "layers": to_dict(self.selection.layers), "seed": self.seed,
-                "totals": _totals(rows), "tensors": [to_dict(row) for row in rows]}
+        return {"format": FORMAT, "version": VERSION, "source": source, "model": to_dict(self.target),
+                "start": to_dict(self.start), "layer_map": list(self.resolved.layer_map), "seed": self.seed,
+                "totals": totals(rows), "tensors": [to_dict(row) for row in rows]}
 
     def _dropped(self) -> list[Row]:
+        """What of the source goes nowhere. A mean is not the numbers it was taken of."""
         if self.source is None:
             return []
-        carried = {row.name for row in self._rows.values() if row.action == "carried"}
-        parts = {spec.name: spec for spec in tensor_table(self.source.model)}
-        rows = [Row(t.name, "dropped", t.shape, parts[t.name].component, parts[t.name].layer, note=t.note)
-                for t in self.source.tensors if t.name not in carried]
+        used = {(origin.tensor, part) for (part, _), origin in self._origins.items() if origin.law != "mean"}
+        if (OTHER_PARTS["embedding"], "head") in used:  # a tied source
+            used.add((OTHER_PARTS["embedding"], "embedding"))
+        rows = []
+        for spec in tensor_table(self.source.model):
+            parts = [part for part in _parts(spec) if (spec.name, part) not in used]
+            whole = len(parts) == len(_parts(spec))
+            for part in [None] if whole else parts:
+                shape = part_shape(spec.shape, part, self.source.model) if part else spec.shape
+                note = self.source.tensor(spec.name).note
+                rows.append(Row(spec.name, "dropped", shape, spec.component, spec.layer, part, note=note))
+            rows += self._dropped_rows(spec)
         return rows + [Row(item.key, "dropped", item.shape, note=item.reason) for item in self.source.ignored]
 
-    def _reader(self, spec: TensorSpec) -> Callable[[], torch.Tensor]:
-        row = self._rows[spec.name]
-        return partial(self._carry, row) if row.action == "carried" else partial(_initial, spec, self.seed)
-
-    def _carry(self, row: Row) -> torch.Tensor:
-        values = self.source.tensor(row.name).read().to(torch.float32).contiguous()
-        row.sha256 = hashlib.sha256(values.numpy().astype("<f4", copy=False).data).hexdigest()
-        return values
-
-
-def _initial(spec: TensorSpec, seed: int) -> torch.Tensor:
-    return torch.from_numpy(initial_tensor(spec, seed))
+    def _dropped_rows(self, spec: TensorSpec) -> list[Row]:
+        """Of a vocabulary of which the shared rows go on, those that do not."""
+        every = (row for rows in self._rows.values() for row in rows)
+        first = [row.rows[1] for row in every if row.rows and row.source == spec.name]
+        left = spec.shape[0] - first[0] if first else 0
+        rows = (first[0], spec.shape[0]) if left else None
+        return [Row(spec.name, "dropped", (left, spec.shape[1]), spec.component, rows=rows)] if left else []
 
 
-def same_account(one: dict, other: dict) -> list[str]:
-    """Names of the entries in which two accounts differ; where the source lay does not count."""
-    def place_free(account: dict) -> dict:
-        source = account.get("source")
-        return {**account, "source": source and {**source, "checkpoint": None}}
-    one, other = json.loads(json.dumps(place_free(one))), json.loads(json.dumps(place_free(other)))
-    return [key for key in {**one, **other} if one.get(key) != other.get(key)]
+def _kind(spec: TensorSpec) -> str:
+    """The tensor's name within its layer."""
+    return spec.name if spec.layer is None else spec.name.split(".", 2)[2]
 
 
-def _totals(rows: list[Row]) -> dict:
-    """Of each action, how many tensors and parameters, by component; `other` is what is no weight of the model."""
-    totals: dict = {action: {} for action in ("carried", "re-initialised", "dropped")}
-    for row in rows:
-        entry = totals[row.action].setdefault(row.component or "other", {"tensors": 0, "parameters": 0})
-        entry["tensors"] += 1
-        entry["parameters"] += 0 if row.component is None else int(np.prod(row.shape))
-    return totals
-
-
-def format_account(account: dict) -> str:
-    """The account as a compact table, a line per component."""
-    head = ("component", "carried", "re-initialised", "dropped", "starts as")
-    lines = [head]
-    for part in (*COMPONENTS, "other"):
-        cells = [_cell(account["totals"][action].get(part)) for action in ("carried", "re-initialised", "dropped")]
-        laws = {row["law"] for row in account["tensors"] if row["component"] == part and row["law"]}
-        if any(cells):
-            lines.append((part if part != "other" else "not weights", *cells, ", ".join(sorted(laws))))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    notes = {f"{row['component']}: {row['note']}" for row in account["tensors"]
-             if row["note"] and row["action"] != "dropped"}
-    return "\n".join(["  ".join(line).rstrip() for line in padded] + sorted(notes))
-
-
-def _cell(total: dict | None) -> str:
-    if not total:
-        return ""
-    return f"{total['tensors']} ({total['parameters']:,})" if total["parameters"] else str(total["tensors"])
+def _parts(spec: TensorSpec) -> tuple[str, ...]:
+    return parts_in(_kind(spec))
 
 
 def write_transfer(folder: Path, transfer: Transfer, run_config: RunConfig) -> dict:
     """Write the new checkpoint with its account; returns the account. Raises as `convert.megatron.write`."""
-    from megatron_nca.convert import megatron
-
     def write_account(aside: Path) -> None:
         text = json.dumps(transfer.account(), indent=1)
         (aside / ACCOUNT_FILE).write_text(text + "\n", encoding="utf-8")

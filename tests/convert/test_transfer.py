@@ -15,11 +15,10 @@ from sample_checkpoints import CONFIG, random_checkpoint, values, write_random
 
 from megatron_nca import file_list, files
 from megatron_nca.__main__ import main
+from megatron_nca.config.components import SETS
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.convert import megatron
-from megatron_nca.convert.transfer import Selection, select
-from megatron_nca.errors import ConfigError
-from megatron_nca.initialise import COMPONENTS, initial_tensor, tensor_table
+from megatron_nca.initialise import initial_tensor, tensor_table
 
 SOURCE = values(random_checkpoint())
 CARRIED_BY_ALL = ("attention", "mlp", "norms", "final_norm")
@@ -133,7 +132,7 @@ def test_the_account_explains_every_tensor(tmp_path: Path, trained: Path, transf
         s.size for s in tensor_table(CONFIG.with_vocabulary(300))
     )
     assert counted["carried"] + counted["dropped"] == sum(s.size for s in tensor_table(CONFIG))
-    assert (account["carry"], account["layers"], account["seed"]) == (["attention"], [0, 2], 4)
+    assert (account["start"]["carry"], account["start"]["layers"], account["seed"]) == (["attention"], [0, 2], 4)
     assert account["source"]["iteration"] == 40
 
 
@@ -173,7 +172,7 @@ def test_the_help_names_every_component(capsys: pytest.CaptureFixture):
         main(["convert", "transfer", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in (*COMPONENTS, "all", "none"))
+    assert all(name in text for name in SETS)
 
 
 def test_the_help_imports_neither_torch_nor_numpy():
@@ -204,13 +203,6 @@ def test_a_transfer_imports_no_megatron(tmp_path: Path, trained: Path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False"
-
-
-def test_selection_of_words():
-    assert select(["head", "all"]) == Selection((*CARRIED_BY_ALL, "head"))
-    assert select(["mlp", "mlp"], (0, 1)) == Selection(("mlp",), (0, 1))
-    with pytest.raises(ConfigError, match="Did you mean 'norms'"):
-        select(["norm"])
 
 
 def test_a_published_name_is_never_half_there(

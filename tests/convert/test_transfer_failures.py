@@ -17,7 +17,7 @@ from megatron_nca.__main__ import main
     ("change", "named"),
     [
         (["--carry", "all", "--seed", 5], "seed"),
-        (["--carry", "mlp", "--seed", 4], "carry"),
+        (["--carry", "mlp", "--seed", 4], "start"),
         (["--carry", "all", "--seed", 4, "--vocab-size", 9], "model"),
     ],
 )
