@@ -102,7 +102,7 @@ def _start(arguments: argparse.Namespace) -> object:
     if arguments.layers is not None:
         check_words([f"layers@{arguments.layers}"], "layers")
         check_words(carry, "carry")
-        first, colon, last = arguments.layers.partition(":")
+        first, _, last = arguments.layers.partition(":")
         if first.isdigit() and last.isdigit():
             layers = int(first), int(last)
         else:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.schema import build, read_yaml
+from megatron_nca.config.start import Freeze
 from megatron_nca.errors import CheckpointError, ConfigError
 
 FILE_NAME = "run_config.yaml"
@@ -35,6 +36,8 @@ class RunConfig:
     """Of the training .bin, so that a resume on other data is refused; None while data were still being made."""
     data_digest: str | None = None
     """Of the settings of data that nodes make for themselves, which are known before the data."""
+    freeze: Freeze | None = None
+    """Of the phase that trained it."""
     losses: LossRecord = field(default_factory=LossRecord)
     optimizer: bool = False
     """Whether optimizer state is inside: true for training's own, false for the converter's."""

@@ -59,10 +59,10 @@ class Start:
         for word, law in self.laws.items():
             check_words([word], "laws")
             _check_law(word, law)
-        if self.layer_map is not None and self.layer_map not in LAYER_MAPS:
-            if not re.fullmatch(rf"(\d+|{NEW})(,(\d+|{NEW}))*", self.layer_map):
-                raise ConfigError(explain("layer_map", self.layer_map, "is no map of layers.",
-                                          f"give one of {', '.join(LAYER_MAPS)}, or a list such as 0,0,1,{NEW}."))
+        listed = rf"(\d+|{NEW})(,(\d+|{NEW}))*"
+        if self.layer_map not in (None, *LAYER_MAPS) and not re.fullmatch(listed, self.layer_map):
+            raise ConfigError(explain("layer_map", self.layer_map, "is no map of layers.",
+                                      f"give one of {', '.join(LAYER_MAPS)}, or a list such as 0,0,1,{NEW}."))
         if self.shared_rows and not {"embedding", "head"} & set(self.carry):
             raise ConfigError(explain("shared_rows", True, "neither embedding nor head is carried.", "leave it out."))
 

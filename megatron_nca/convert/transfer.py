@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_nca.config.components import OTHER_PARTS, Piece, component_of, parts_in
+from megatron_nca.config.components import OTHER_PARTS, Piece, parts_in
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.config.schema import to_dict
@@ -72,7 +72,7 @@ class Transfer:
 
     def _check_same_vocabulary(self, source: ModelConfig) -> None:
         bound = [part for part in _VOCABULARY if self.resolved.laws.get((part, None)) == "permuted"
-                 or (part, None) in self.resolved.carried and not self.start.shared_rows]
+                 or ((part, None) in self.resolved.carried and not self.start.shared_rows)]
         if bound and source.vocab_size != self.target.vocab_size:
             self._refuse(f"vocab_size is {source.vocab_size} there and {self.target.vocab_size} in the target "
                          f"(it binds {' and '.join(bound)}; leave {'them' if bound[1:] else 'it'} out of --carry, "

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.recipe import Phase
-from megatron_nca.config.run_config import RunConfig
+from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.mcore import device_environment, parallel, patches
 from megatron_nca.mcore.parallel import Ranks, agree, gather, read_ranks  # noqa: F401  (train's only door)
 
@@ -81,10 +81,11 @@ class Engine:
 
     def _wrap(self, chunks: list[torch.nn.Module]) -> None:
         """Put the engine around the model: `chunks` and `optimizer`."""
-        from megatron_nca.mcore import optim
+        from megatron_nca.mcore import freezing, optim
 
         self.chunks = optim.wrap(chunks, self.phase.parallel)
-        self.optimizer = optim.build_optimizer(self.chunks, self.phase)
+        self._frozen = freezing.parameters(self.chunks, self.model_config, self.phase.freeze)
+        self.optimizer = optim.build_optimizer(self.chunks, self.phase, self._frozen)
         self._connect()
 
     def _connect(self) -> None:
@@ -134,7 +135,8 @@ class Engine:
         updated, grad_norm = False, math.nan
         loss = loss_sum / tokens
         if accepts(loss):
-            updated, grad_norm, _ = self.optimizer.step()
+            with self._updating(iteration):
+                updated, grad_norm, _ = self.optimizer.step()
         # Also after a skipped update: the rate is a function of the iteration, which a resume knows.
         self.schedule.step(increment=batch_size)
         return StepResult(
@@ -145,6 +147,14 @@ class Engine:
             skipped=not updated,
             votes=tuple(voted),
         )
+
+    def _updating(self, iteration: int) -> contextlib.AbstractContextManager:
+        """Around an update, which leaves out what the phase freezes."""
+        if self.phase.freeze is None:
+            return contextlib.nullcontext()
+        from megatron_nca.mcore import freezing
+
+        return freezing.update(self.optimizer, self._frozen, self.phase.freeze.holds_at(iteration))
 
     def _clear_gradients(self) -> None:
         for chunk in self.chunks:
@@ -166,8 +176,9 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update."""
-        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer.param_groups else math.nan
+        """Of the next update, of what is trained."""
+        rates = [group["lr"] for group in self.optimizer.param_groups if not group["is_decoupled_lr"]]
+        return float(rates[0]) if rates else math.nan
 
     def _schedule(self, batches: Iterator[dict], sequences: int, forward_only: bool) -> list:
         """Run a global batch of `sequences` through the pipeline; what the last stage logged, elsewhere empty."""
@@ -237,8 +248,9 @@ class Engine:
 
     def load(self, folder: Path) -> RunConfig:
         """Weights, and optimizer states if there are any; sets the schedule to the checkpoint's iteration."""
-        from megatron_nca.mcore import sharded
+        from megatron_nca.mcore import freezing, sharded
 
+        freezing.check_same(folder, load_run_config(folder), self.phase.freeze)
         shared = self.phase.fully_parallel_checkpoints
         with self._whole_weights(to_change=True):
             run_config = sharded.load(folder, self.chunks, self.optimizer, self.model_config, shared)

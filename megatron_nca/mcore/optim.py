@@ -5,12 +5,13 @@ import math
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import get_model_config
 
 from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.config.recipe import Phase
+from megatron_nca.mcore import freezing
 from megatron_nca.mcore.model import DTYPES
 
 
@@ -35,8 +36,10 @@ def wrap(chunks: list[torch.nn.Module], parallel: ParallelConfig) -> list[Distri
     return wrapped
 
 
-def build_optimizer(chunks: list[DistributedDataParallel], phase: Phase) -> object:
-    """Megatron's DistributedOptimizer over Adam with decoupled weight decay.
+def build_optimizer(
+    chunks: list[DistributedDataParallel], phase: Phase, frozen: list[torch.nn.Parameter] = ()
+) -> object:
+    """Megatron's DistributedOptimizer over Adam with decoupled weight decay; `frozen` parameters in their own groups.
 
     Norm weights are exempt from weight decay unless `decay_norms`.
     """
@@ -56,8 +59,11 @@ def build_optimizer(chunks: list[DistributedDataParallel], phase: Phase) -> obje
         use_distributed_optimizer=True,
         overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
     )
-    # None asks Megatron for its habit (no decay on 1-D parameters), an empty mapping for decay on all.
-    optimizer = get_megatron_optimizer(config, chunks, config_overrides={} if settings.decay_norms else None)
+    # Megatron's habit is no decay on 1-D parameters, an empty mapping is decay on all.
+    overrides = {} if settings.decay_norms else get_standard_config_overrides(config)
+    if phase.freeze is not None:
+        overrides |= freezing.own_groups(frozen)
+    optimizer = get_megatron_optimizer(config, chunks, config_overrides=overrides)
     _withhold_what_is_not_finite(optimizer)
     return optimizer
 

@@ -94,7 +94,8 @@ def _run_config(job: Job, supply: Beforehand | OnNode, resumed: RunConfig | None
         "iteration": resumed.iteration, "consumed_sequences": resumed.consumed_sequences, "losses": resumed.losses,
         "optimizer": True}
     return RunConfig(model=job.recipe.model_config(job.phase), recipe=job.recipe.name, phase=job.phase, arm=job.arm,
-                     seed=job.seed, data_sha256=supply.sha256, data_digest=supply.digest, **reached)
+                     seed=job.seed, data_sha256=supply.sha256, data_digest=supply.digest,
+                     freeze=job.recipe.phases[job.phase].freeze, **reached)
 
 
 def _say_what_begins(job: Job, engine: Engine, run_config: RunConfig) -> None:

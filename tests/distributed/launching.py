@@ -32,17 +32,17 @@ ZERO = {
 }
 LAYOUTS |= {name: {"engine": "deepspeed", **layout} for name, layout in ZERO.items()}
 LAUNCHES = {
-    1: ["tp1pp1", "bf16_tp1pp1"],
+    1: ["tp1pp1", "bf16_tp1pp1", "frozen_tp1pp1"],
     2: [
         *("tp2", "pp2", "pp2vp2", "tp2sp", "cp2", "dp2", "dp2overlap", "bf16_tp2sp", "bf16_pp2vp2"),
         *("zero1", "zero2", "zero3", "tp2zero1", "bf16_zero1"),
     ],
-    4: ["tp4", "pp4", "pp4vp2", "tp2cp2sp", "tp2pp2", "tp2dp2zero3"],
+    4: ["tp4", "pp4", "pp4vp2", "tp2cp2sp", "tp2pp2", "tp2dp2zero3", "frozen_tp2pp2"],
 }
 """Ranks -> the phases that they train one after the other."""
 CONTINUED = {
     "resharded": {"pp4vp2": "tp2"},
-    "resumed": {"bf16_zero1": "bf16_zero1", "zero3": "zero3"},
+    "resumed": {"bf16_zero1": "bf16_zero1", "zero3": "zero3", "frozen_tp2pp2": "frozen_tp2pp2"},
     "crossed": {"dp2": "zero2", "zero1": "tp2"},
 }
 """Run folder beside the first -> a phase -> the phase whose checkpoint of iteration 10 it goes on from."""
@@ -56,7 +56,11 @@ BETWEEN = 14
 """Where `tp1pp1` and `dp2overlap` save: between two validations, which would gather weights themselves."""
 HALF = ("tp1pp1", "tp2sp", "pp2vp2", "zero1")
 """Layouts that are trained in bf16 too, as phases named bf16_<layout>."""
-HALFWAY = {"tp2", "dp2", "tp2pp2", "bf16_zero1", "zero2", "zero3"}
+FROZEN = ("tp1pp1", "tp2pp2")
+"""Layouts that are trained with parts frozen until their 13th iteration too, as phases named frozen_<layout>. The head
+is on the last stage only."""
+FREEZE = {"components": ["attention", "mlp@0:6", "head"], "iterations": 13}
+HALFWAY = {"tp2", "dp2", "tp2pp2", "bf16_zero1", "zero2", "zero3", "frozen_tp2pp2"}
 """Phases that save at their 10th iteration too, where they are stopped and looked at."""
 TIMES = {
     "iteration-time", "tokens-per-second", "throughput", "mem-rss-bytes", "wall-time", "training-time", "data-time"
@@ -83,6 +87,7 @@ def recipe_values(iterations: int = 20, **phase: object) -> dict:
         for name, layout in LAYOUTS.items()
     }
     phases |= {f"bf16_{name}": {**phases[name], "precision": "bf16"} for name in HALF}
+    phases |= {f"frozen_{name}": {**phases[name], "freeze": FREEZE} for name in FROZEN}
     phases["zero3"]["async_save"] = True
     for name in set(phases) - HALFWAY:
         phases[name]["save_interval"] = iterations

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.components import COMPONENTS
+from megatron_nca.config.model import ModelConfig
 from megatron_nca.initialise import LAYER_TENSORS, TensorSpec, initial_tensor, tensor_table
 
 CONFIG = ModelConfig(num_layers=3, hidden_size=64, num_heads=4, num_query_groups=2, ffn_hidden_size=96, vocab_size=300)
