@@ -24,6 +24,7 @@ EXAMPLES = """examples (docs/converters.md has the tables of components, laws an
   nothing carried: the start of a model trained from scratch
     megatron-nca convert transfer --to initial --carry none --recipe RECIPE --phase text --seed 1
 """
+OURS = "megatron-nca"
 WORDS = ("of attention (or q, k, v, o), mlp (gate, up, down), norms (attention_norm, mlp_norm), final_norm, embedding, "
          "head; layers = the first three, all = layers final_norm; or none. WORD@FIRST:LAST,... are those of some "
          "layers of the new model, LAST not included")
@@ -65,7 +66,7 @@ def _transfer(arguments: argparse.Namespace) -> int:
     from megatron_nca.convert import account as accounts
     from megatron_nca.convert import transfer as phase_transition
 
-    start = _start(arguments)
+    start = start_of(arguments)
     target, recipe_name = _target_of_recipe(arguments)
     source = open_source(arguments.source)
     if target is None:
@@ -87,7 +88,7 @@ def _transfer(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _start(arguments: argparse.Namespace) -> object:
+def start_of(arguments: argparse.Namespace) -> object:
     from megatron_nca.config.components import at_layers, check_words
     from megatron_nca.config.start import Start
 
@@ -150,14 +151,25 @@ def changed_model(model: ModelConfig, vocab_size: int | None, num_layers: int | 
 
 
 def open_source(path: Path | None) -> object:
+    """The checkpoint to take from, with what there is to say of it on stdout; None for no path."""
     if path is None:
         return None
-    from megatron_nca.convert import megatron
-
-    folder, note = megatron.find_checkpoint(path)
-    if note:
+    checkpoint, name = open_any(path)
+    for note in checkpoint.notes:
         print(note)
-    return megatron.read(folder)
+    if name != OURS:
+        print(f"from {checkpoint.origin}: {name}")
+    return checkpoint
+
+
+def open_any(path: Path) -> tuple[object, str]:
+    """A checkpoint of any format, and the format's name; what no file marks is opened as one of this project's, whose
+    reader says what lacks."""
+    from megatron_nca.convert import formats
+
+    told = path.exists() and any(each.tells(path) for each in formats.FORMATS.values() if each.reader)
+    chosen = formats.recognise(path)[0] if told else formats.FORMATS[OURS]
+    return chosen.read(path), chosen.name
 
 
 def existing_account(folder: Path) -> dict | None:

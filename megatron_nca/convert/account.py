@@ -106,7 +106,7 @@ def _cell(total: dict | None) -> str:
 
 
 def check_account(folder: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
-    """Where a checkpoint differs from the account inside it; nothing if it has none.
+    """Where a checkpoint differs from the account of a phase transition inside it; nothing if it has none.
 
     Every call looks whether the rows are the model's tensors, once each; of the hashes it computes those of share
     (I, N), every N-th tensor from the I-th on.
@@ -116,6 +116,8 @@ def check_account(folder: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
         return []
     try:
         account = json.loads(path.read_text(encoding="utf-8"))
+        if account["format"] != FORMAT:  # that of a conversion, which has no hashes
+            return []
         model = build(ModelConfig, account["model"])
         rows = [build(Row, row) for row in account["tensors"] if row["action"] != "dropped"]
         checkpoint = megatron.read(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 from megatron_nca import file_list, files
 from megatron_nca.config.run_config import FILE_NAME, LossRecord, RunConfig
 from megatron_nca.config.schema import to_yaml
+from megatron_nca.convert.account import check_account
 from megatron_nca.errors import CheckpointError, DataError
 from megatron_nca.mcore.engine import Engine, Ranks, agree, gather
 from megatron_nca.run_dir import CheckpointFolder, PhaseFolder
@@ -38,7 +39,19 @@ def starting_point(folder: PhaseFolder, ranks: Ranks, hashes: bool) -> Path:
             f"{folder.initial}: the initial checkpoint is not whole: {'; '.join(found)}. "
             "Cure: remove it and make it again with `megatron-nca convert transfer` (`megatron-nca run` does)."
         ))
+    if hashes:
+        _check_account(folder.initial, ranks)
     return folder.initial
+
+
+def _check_account(initial: Path, ranks: Ranks) -> None:
+    """Collective: raise CheckpointError if what the converter says it carried is not what is there."""
+    faults = [fault for found in gather(check_account(initial, (ranks.rank, ranks.world_size))) for fault in found]
+    if faults:
+        agree(CheckpointError(
+            f"{initial}: is not what its account says: {'; '.join(dict.fromkeys(faults))}. "
+            "Cure: remove it and make it again with `megatron-nca convert transfer` (`megatron-nca run` does)."
+        ))
 
 
 def newest_whole(series: CheckpointFolder, ranks: Ranks, hashes: bool) -> Path | None:

@@ -94,7 +94,7 @@ def test_the_first_update_after_the_switch_is_adams_first(run: tuple) -> None:
     """lr x sign of the gradient, where the gradient is far above epsilon; and decay."""
     at_switch, after = reader(run[0], 2), reader(run[0], 3)
     for key in ATTENTION:
-        before, now = (saved.read(f"optimizer.state.fp32_param.{key}") for saved in (at_switch, after))
+        before, now = (saved.read(f"optimizer.state.param.{key}") for saved in (at_switch, after))
         gradient = after.read(f"optimizer.state.exp_avg.{key}") / 0.1
         expected = before * (1 - LR * DECAY) - LR * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(now, expected, rtol=0, atol=1e-5)
