@@ -87,10 +87,39 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def try_lock(path: Path) -> int | None:
+def take_number(folder: Path, text: str) -> int:
+    """Claim the next number by a file of that name in `folder`, with `text`; no two processes get the same one.
+
+    Raises DataError where the file cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            number = highest_number(folder) + 1
+            try:
+                descriptor = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                continue
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            return number
+    except OSError as error:
+        raise translate(error, folder) from error
+
+
+def highest_number(folder: Path) -> int:
+    """The last that `take_number` gave there; 0: none."""
+    try:
+        return max((int(name) for name in os.listdir(folder) if name.isdecimal()), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def try_lock(path: Path, shared: bool = False) -> int | None:
     """Lock the file `path` (made if need be) until the descriptor returned is closed; None if another process holds it.
 
-    Children that inherit the descriptor hold the lock too. Raises DataError where the file cannot be made.
+    `shared`: with others that lock it so. Children that inherit the descriptor hold the lock too. Raises DataError
+    where the file cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +127,7 @@ def try_lock(path: Path) -> int | None:
     except OSError as error:
         raise translate(error, path) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None

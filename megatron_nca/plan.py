@@ -7,6 +7,7 @@ that is walked again goes on where it stopped.
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from megatron_nca.files import write_text
 from megatron_nca.run_dir import RunFolder
 
 PARTS = ("train", "validation")
+Unit = tuple[str | int, ...]
+"""What is made as a whole and others wait for: ("data", dataset), ("train", arm, phase, seed) or ("report",)."""
 PYTHON_STDLIB = "python-stdlib"
 BACKGROUND_NICE = 10
 """By how much a generator in the background stands back behind the training."""
@@ -45,6 +48,9 @@ class Step:
     """Whether it is a training, which takes flags that are no part of a recipe and may stop in good order."""
     dataset: bool = False
     """Whether `done` is the manifest of a dataset, which states the sizes of the files beside it."""
+    unit: Unit = ("report",)
+    needs: tuple[Unit, ...] = ()
+    """Units that must be whole before; the steps of one unit follow each other."""
 
     @property
     def whole(self) -> bool:
@@ -77,9 +83,10 @@ def steps(recipe: Recipe, run_folder: RunFolder) -> tuple[Step, ...]:
     for seed in recipe.seeds:
         for arm in recipe.arms:
             result += _arm_steps(recipe, run_folder, arm, seed)
-    trained = tuple(step.done for step in result if step.trains)
-    command = _verb("report", run_folder.path)
-    return (*result, Step("report", command, run_folder.report / "report.md", after=trained))
+    trained = [step for step in result if step.trains]
+    command, needs = _verb("report", run_folder.path), tuple(step.unit for step in trained)
+    after = tuple(step.done for step in trained)
+    return (*result, Step("report", command, run_folder.report / "report.md", after=after, needs=needs))
 
 
 def _bases_first(recipe: Recipe) -> list[str]:
@@ -108,7 +115,14 @@ def _tool(script: str, *words: object) -> tuple[str, ...]:
 def _dataset_steps(recipe: Recipe, run_folder: RunFolder, name: str) -> list[Step]:
     dataset = recipe.datasets[name]
     if dataset.source == "corpus":
-        return _corpus_steps(dataset, run_folder, name)
+        found = _corpus_steps(dataset, run_folder, name)
+    else:
+        found = _generated_steps(dataset, run_folder, name)
+    needs = () if dataset.base is None else (("data", dataset.base),)
+    return [dataclasses.replace(step, unit=("data", name), needs=needs) for step in found]
+
+
+def _generated_steps(dataset: Dataset, run_folder: RunFolder, name: str) -> list[Step]:
     if dataset.source == "indexed" or dataset.on_node is not None:
         return []
     folder = run_folder.dataset(name)
@@ -152,13 +166,18 @@ def _arm_steps(recipe: Recipe, run_folder: RunFolder, arm: str, seed: int) -> li
         if recipe.home_arm(arm, position) != arm:
             continue
         name = f"{step.phase} {arm} seed{seed}"
+        unit, needs = ("train", arm, step.phase, seed), [("data", recipe.phases[step.phase].dataset)]
+        if position:
+            before = recipe.arms[arm].steps[position - 1].phase
+            needs.append(("train", recipe.home_arm(arm, position - 1), before, seed))
+        place = {"unit": unit, "needs": tuple(needs)}
         folder = run_folder.phase(arm, seed, step.phase)
         words = ["--to", folder.initial, "--recipe", run_folder.recipe, "--phase", step.phase, "--seed", seed]
         words = [*_carry(recipe, run_folder, arm, seed, position), *words]
         transfer = _verb("convert", "transfer", *words)
-        result.append(Step(f"{name}: convert transfer", transfer, folder.initial / "account.json"))
+        result.append(Step(f"{name}: convert transfer", transfer, folder.initial / "account.json", **place))
         command, world_size = _train(recipe.phases[step.phase], step, run_folder, arm, seed)
-        result.append(Step(f"{name}: train", command, folder.done, folder.log, world_size, trains=True))
+        result.append(Step(f"{name}: train", command, folder.done, folder.log, world_size, trains=True, **place))
     return result
 
 
@@ -243,6 +262,33 @@ def check_frozen(recipe: Recipe, run_folder: RunFolder) -> None:
             "\n".join([f"{run_folder.recipe}: this run folder was begun with other settings.", *lines, *more])
             + f"\nCure: choose another --run-dir, or go on with the old settings: run {run_folder.recipe}."
         )
+
+
+def record_source(run_folder: RunFolder) -> None:
+    """Keep which code ran in source.txt; code that changed between two walks is added and named."""
+    root = Path(__file__).resolve().parent.parent
+    state = f"megatron_nca {megatron_nca.__version__}\n"
+    commit = _git(root, "rev-parse", "HEAD")
+    # An installed copy may lie inside someone else's checkout, which says nothing about this code.
+    if commit is None or _git(root, "rev-parse", "--show-prefix") != "\n":
+        state += "not a git checkout\n"
+    else:
+        state += f"commit {commit}{_git(root, 'status', '--porcelain') or ''}{_git(root, 'diff', 'HEAD') or ''}"
+    before = run_folder.source.read_text(encoding="utf-8") if run_folder.source.exists() else ""
+    if before.endswith(state):
+        return
+    if before:
+        print(f"warning: the code has changed since this run began; see the end of {run_folder.source}", flush=True)
+        before += "\n==== walked again, with other code ====\n"
+    write_text(run_folder.source, before + state)
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.decode("utf-8", errors="replace")
 
 
 def _flatten(values: object, where: str = "") -> dict[str, object]:

@@ -10,7 +10,10 @@
     RUN/arms/<arm>/seed<k>/<phase>/checkpoints/      latest_checkpointed_iteration.txt, iter_0000100/
     RUN/arms/<arm>/seed<k>/<phase>/{metrics.jsonl, tensorboard/, wandb/, wandb_id.txt, train.log,
         done.json or stopped.json or failed.json}
+    RUN/arms/<arm>/seed<k>/<phase>/attempts/<n>      one file for each training that was begun
     RUN/report/{report.md, runs.csv, curves.png}
+    RUN/slurm/{cluster.yaml, jobs.json, progress.txt, queue.json, scripts/<job>.sh, logs/<job>-<id>.log,
+        attempts/<job>.<element>/<n>, ends/<job>.<element>.json}                 (submit)
 A phase that several arms share is run in the first of them; the others hold a symbolic link to its folder.
 """
 
@@ -70,6 +73,11 @@ class PhaseFolder:
         return self.path / ".lock"
 
     @property
+    def attempts(self) -> Path:
+        """One numbered file for each training that was begun; the highest number alone may publish."""
+        return self.path / "attempts"
+
+    @property
     def done(self) -> Path:
         """Written last by `train`: the phase is whole."""
         return self.path / "done.json"
@@ -105,6 +113,47 @@ class DatasetFolder:
 
 
 @dataclass(frozen=True)
+class SlurmFolder:
+    """What a plan on Slurm writes beside what it makes. `element` counts the elements of an array, else it is 0."""
+
+    path: Path
+
+    @property
+    def cluster(self) -> Path:
+        """The cluster file as resolved at submission."""
+        return self.path / "cluster.yaml"
+
+    @property
+    def jobs(self) -> Path:
+        """The jobs of the last submission and their ids."""
+        return self.path / "jobs.json"
+
+    @property
+    def progress(self) -> Path:
+        """One line an event."""
+        return self.path / "progress.txt"
+
+    @property
+    def queue(self) -> Path:
+        """What the controller last said."""
+        return self.path / "queue.json"
+
+    def script(self, job: str) -> Path:
+        return self.path / "scripts" / f"{job}.sh"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def attempts(self, job: str, element: int) -> Path:
+        return self.path / "attempts" / f"{job}.{element}"
+
+    def end(self, job: str, element: int) -> Path:
+        """How the job ended, once it is over."""
+        return self.path / "ends" / f"{job}.{element}.json"
+
+
+@dataclass(frozen=True)
 class RunFolder:
     path: Path
 
@@ -123,6 +172,10 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    @property
+    def slurm(self) -> SlurmFolder:
+        return SlurmFolder(self.path / "slurm")
 
     def linked_as_initial(self) -> set[Path]:
         """Checkpoints that phases of this run start from through a symbolic link to them."""

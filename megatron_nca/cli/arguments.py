@@ -2,10 +2,10 @@
 
 import argparse
 import dataclasses
-import re
 import typing
 from collections.abc import Iterable
 
+from megatron_nca.config.duration import seconds_of
 from megatron_nca.config.law import PRESETS, NcaLaw
 from megatron_nca.errors import ConfigError, explain
 
@@ -44,15 +44,12 @@ def accept_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
     parser.parse_known_args = parse_known_args
 
 
-DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
-
-
 def duration(text: str) -> float:
     """Seconds of `3h50m`, `90s`, `1d12h` or a plain number of seconds; for argparse's `type`."""
-    match = DURATION.fullmatch(text.replace(" ", "")) if text.strip() else None
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration. Cure: give for example 3h50m, 90s or 13800.")
-    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+    try:
+        return seconds_of(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def patience(text: str) -> float:

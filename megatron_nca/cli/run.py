@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_nca import __version__, plan
+from megatron_nca import plan
 from megatron_nca.account.parameters import parameters
 from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog
+from megatron_nca.cluster import record
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError
-from megatron_nca.files import try_lock, write_text
+from megatron_nca.files import try_lock
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
 from megatron_nca.train import boards
@@ -59,9 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     boards.check(recipe)  # before hours of work on data
     for warning in plan.check(recipe):
         print(f"warning: {warning}", flush=True)
+    record.check_free(run_folder)
     with locked(run_folder) as lock:
         plan.freeze(recipe, run_folder)
-        record_source(run_folder)
+        plan.record_source(run_folder)
         plan.link_shared_phases(recipe, run_folder)
         return walk(steps, lock, deadline)
 
@@ -108,40 +110,13 @@ def locked(run_folder: RunFolder) -> Iterator[int]:
     descriptor = try_lock(run_folder.lock)
     if descriptor is None:
         raise ConfigError(
-            f"--run-dir = {str(run_folder.path)!r}: another `megatron-nca run`, or a step it started, is at work "
-            "there. Cure: wait for it, stop it, or choose another folder."
+            f"--run-dir = {str(run_folder.path)!r}: another `megatron-nca run`, a step it started, or a job of a "
+            "plan on Slurm, is at work there. Cure: wait for it, stop it, or choose another folder."
         )
     try:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def record_source(run_folder: RunFolder) -> None:
-    """Keep which code ran in source.txt; code that changed between two walks is added and named."""
-    root = Path(plan.__file__).resolve().parent.parent
-    state = f"megatron_nca {__version__}\n"
-    commit = _git(root, "rev-parse", "HEAD")
-    # An installed copy may lie inside someone else's checkout, which says nothing about this code.
-    if commit is None or _git(root, "rev-parse", "--show-prefix") != "\n":
-        state += "not a git checkout\n"
-    else:
-        state += f"commit {commit}{_git(root, 'status', '--porcelain') or ''}{_git(root, 'diff', 'HEAD') or ''}"
-    before = run_folder.source.read_text(encoding="utf-8") if run_folder.source.exists() else ""
-    if before.endswith(state):
-        return
-    if before:
-        print(f"warning: the code has changed since this run began; see the end of {run_folder.source}", flush=True)
-        before += "\n==== walked again, with other code ====\n"
-    write_text(run_folder.source, before + state)
-
-
-def _git(root: Path, *words: str) -> str | None:
-    try:
-        result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.decode("utf-8", errors="replace")
 
 
 def walk(steps: tuple[Step, ...], lock: int, deadline: float = math.inf) -> int:

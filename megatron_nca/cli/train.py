@@ -11,10 +11,12 @@ from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.config.schema import suggest
 from megatron_nca.errors import NOT_FINISHED, ConfigError, MegatronNcaError, explain
-from megatron_nca.run_dir import RunFolder
+from megatron_nca.files import highest_number
+from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train.stopping import Stop
 
 if typing.TYPE_CHECKING:
+    from megatron_nca.train.loop import Job
     from megatron_nca.train.supply import OnNodeData
 
 EXAMPLES = """examples:
@@ -74,11 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
     run_folder, on_node = RunFolder(arguments.run_dir), None
     if recipe.datasets[recipe.phases[arguments.phase].dataset].on_node is not None:
         on_node = partial(_on_node, arguments, recipe, seed)
-    job = Job(recipe=recipe, phase=arguments.phase, arm=arm, seed=seed, run=run_folder, on_node=on_node)
+    job = Job(recipe=recipe, phase=arguments.phase, arm=arm, seed=seed, run=run_folder, on_node=on_node,
+              attempt=parallel.attempt())
     if ranks.is_first:
         _log_to(job)
-    record = run_folder.phase(arm, seed, arguments.phase).failed
-    watchdog = Watchdog(ranks, record, arguments.watchdog)
+    folder = run_folder.phase(arm, seed, arguments.phase)
+    watchdog = Watchdog(ranks, folder.failed, arguments.watchdog, lambda: _is_newest(job, folder))
     watchdog.start()
     try:
         whole = train(job, ranks, stop, watchdog.at)
@@ -122,6 +125,11 @@ def choose(recipe: Recipe, phase: str, arm: str | None, seed: int | None) -> tup
             explain("--seed", seed, f"the recipe's seeds are {list(recipe.seeds)}.", "choose one of them or add it.")
         )
     return recipe.home_arm(arm, having[arm]), seed
+
+
+def _is_newest(job: "Job", folder: PhaseFolder) -> bool:
+    """Whether no other attempt has begun, as far as this rank can know."""
+    return job.attempt is None or highest_number(folder.attempts) <= job.attempt
 
 
 def _on_node(arguments: argparse.Namespace, recipe: Recipe, seed: int) -> "OnNodeData":

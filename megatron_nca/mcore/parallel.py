@@ -16,6 +16,7 @@ from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.errors import ConfigError, MegatronNcaError, explain
 from megatron_nca.mcore import cpu
 
+SLURM_VARIABLES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
@@ -37,12 +38,24 @@ class Ranks:
 
 
 def read_ranks() -> Ranks:
-    """From RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them."""
+    """From RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them.
+
+    MEGATRON_NCA_LAUNCHER=slurm says that srun started the ranks, not torchrun; they then take Slurm's numbers, which
+    are there in every job. Others that read these variables find them set.
+    """
+    if os.environ.get("MEGATRON_NCA_LAUNCHER") == "slurm":
+        for name, of_slurm in SLURM_VARIABLES.items():
+            os.environ[name] = os.environ[of_slurm]
     return Ranks(
         rank=int(os.environ.get("RANK", 0)),
         world_size=int(os.environ.get("WORLD_SIZE", 1)),
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
     )
+
+
+def attempt() -> int | None:
+    """The number that this launch was given in the phase's folder, if it was."""
+    return int(os.environ["MEGATRON_NCA_ATTEMPT"]) if "MEGATRON_NCA_ATTEMPT" in os.environ else None
 
 
 def end_with_launcher() -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -40,11 +41,15 @@ SAID = "MEGATRON_NCA_SAID"
 class Watchdog:
     """Of one rank, from before its process group is joined until it leaves."""
 
-    def __init__(self, ranks: Ranks, record: Path, seconds: float | None = None) -> None:
+    def __init__(
+        self, ranks: Ranks, record: Path, seconds: float | None = None, may_record: Callable[[], bool] = lambda: True
+    ) -> None:
         """`record`: a file, the same for all ranks, where the message is kept; it is there only after a failure.
 
         `seconds`: for a rank to give no sign of life until all end (SECONDS).
+        `may_record`: whether this training still has a right to `record`.
         """
+        self._may_record = may_record
         seconds = SECONDS if seconds is None else seconds
         self._ranks, self._record = ranks, record
         self._beat = min(BEAT_SECONDS, seconds / 5)
@@ -118,6 +123,8 @@ class Watchdog:
             taken = self._store.compare_set("failure", "", text).decode()
             if taken != text:
                 return False
+        if not self._may_record():
+            return True
         with contextlib.suppress(MegatronNcaError):  # the message matters more than its record
             files.write_text(self._record, text + "\n")
         return True

@@ -13,7 +13,7 @@ from megatron_nca import file_list, files
 from megatron_nca.config.run_config import FILE_NAME, LossRecord, RunConfig
 from megatron_nca.config.schema import to_yaml
 from megatron_nca.convert.account import check_account
-from megatron_nca.errors import CheckpointError, DataError
+from megatron_nca.errors import CheckpointError, DataError, MegatronNcaError
 from megatron_nca.mcore.engine import Engine, Ranks, agree, gather
 from megatron_nca.run_dir import CheckpointFolder, PhaseFolder
 
@@ -107,7 +107,9 @@ class Saver:
         series: CheckpointFolder,
         beside: Callable[[RunConfig], Mapping[str, str]],
         needed: Callable[[], Iterable[Path]] = tuple,
+        check: Callable[[], None] | None = None,
     ) -> None:
+        self._check = check or (lambda: None)
         self._engine, self._series, self._phase = engine, series, engine.phase
         self._beside, self._needed = beside, needed
         self._under_way: _UnderWay | None = None
@@ -173,7 +175,7 @@ class Saver:
                 logger.warning("the save of iteration %d under way was given up", save.run_config.iteration)
                 files.remove(save.aside)
 
-    def _on_first(self, action: Callable[[], None], path: Path) -> DataError | None:
+    def _on_first(self, action: Callable[[], None], path: Path) -> MegatronNcaError | None:
         """On the first rank do it; what the operating system has against it is returned."""
         if not self._engine.ranks.is_first:
             return None
@@ -181,7 +183,7 @@ class Saver:
             action()
         except OSError as error:
             return files.translate(error, path)
-        except DataError as error:
+        except MegatronNcaError as error:
             return error
         return None
 
@@ -206,6 +208,7 @@ class Saver:
             (save.aside / name).write_text(text, encoding="utf-8")
         file_list.write(save.aside, records)
         files.sync(save.aside)
+        self._check()
         if save.path.exists():  # a broken one that was passed over
             self._discard(save.path)
         save.aside.rename(save.path)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,12 +21,17 @@ from megatron_nca.mcore.engine import Engine, Ranks, agree, build_engine, datase
 from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import boards, checkpoints, provenance
 from megatron_nca.train.clock import Clock
+from megatron_nca.train.fence import Fence
 from megatron_nca.train.metrics import Machine, Metrics
 from megatron_nca.train.stopping import Pace, Stop
 from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
 from megatron_nca.train.training import Training
 
 logger = logging.getLogger("megatron_nca.train")
+
+LOCK_SECONDS = 180.0
+"""For the attempt before to end, which looks for a newer one every second; a server that holds a dead node's lock takes
+longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,8 @@ class Job:
     run: RunFolder
     on_node: Callable[[], OnNodeData] | None = None
     """For a dataset that each node makes for itself; asked on the node, where it may raise ConfigError."""
+    attempt: int | None = None
+    """That was taken for it in the phase's folder (files.take_number); None: the training takes one itself."""
 
 
 def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambda *_: None) -> bool:
@@ -59,9 +66,7 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         at("building the model")
         engine = build_engine(job.recipe.model_config(job.phase), phase, ranks, job.seed)
         at_the_end.callback(engine.close)
-        lock = _agreed(lambda: _begin(folder) if ranks.is_first else None)
-        if lock is not None:
-            at_the_end.callback(os.close, lock)
+        fence = _agreed(lambda: at_the_end.enter_context(_begin(folder, job.attempt)) if ranks.is_first else None)
         at("loading the checkpoint")
         start = checkpoints.starting_point(folder, ranks, phase.verify_checkpoints)
         began = time.perf_counter()
@@ -79,12 +84,12 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         if ranks.is_first:
             _say_what_begins(job, engine, run_config)
         beside = partial(provenance.beside, job.recipe, job.run, supply)
-        saver = checkpoints.Saver(engine, folder.checkpoints, beside, job.run.linked_as_initial)
+        saver = checkpoints.Saver(engine, folder.checkpoints, beside, job.run.linked_as_initial, fence and fence.check)
         at_the_end.callback(saver.close)
         metrics = at_the_end.enter_context(_agreed(lambda: _metrics(job, folder, engine, clock, run_config.iteration)))
         training = Training(engine, data, supply, metrics, saver, run_config, stop or Stop(), pace, at)
         stopped_by = training.run()
-        agree(_write_record(job, engine, metrics, training.run_config, stopped_by))
+        agree(_write_record(job, engine, metrics, training.run_config, stopped_by, fence))
         return stopped_by is None
 
 
@@ -119,18 +124,31 @@ def _metrics(job: Job, folder: PhaseFolder, engine: Engine, clock: Clock, resume
                    boards=lambda: boards.open_boards(job.recipe, folder, name, resumed_at), clock=clock)
 
 
-def _begin(folder: PhaseFolder) -> int:
-    """The folder's lock: two trainings would mix their checkpoints. Raises LaunchError if another is at work."""
-    lock = files.try_lock(folder.lock)
-    if lock is None:
-        raise LaunchError(f"{folder.path}: another process is training here. Cure: wait for it, or end it.")
-    files.remove(folder.stopped)
-    files.remove(folder.failed)
-    return lock
+@contextlib.contextmanager
+def _begin(folder: PhaseFolder, attempt: int | None) -> Iterator[Fence]:
+    """Hold the folder's lock, for two trainings would mix their checkpoints, behind a fence against those to come.
+
+    Raises LaunchError if another is at work. An attempt that has its number waits: the one before it is on its way out.
+    """
+    deadline = time.monotonic() + (0 if attempt is None else LOCK_SECONDS)
+    while (lock := files.try_lock(folder.lock)) is None:
+        if time.monotonic() >= deadline:
+            raise LaunchError(f"{folder.path}: another process is training here. Cure: wait for it, or end it.")
+        time.sleep(0.2)
+    try:
+        fence = Fence(folder.attempts, files.take_number(folder.attempts, "") if attempt is None else attempt)
+        fence.check()
+        files.remove(folder.stopped)
+        files.remove(folder.failed)
+        fence.watch()
+        yield fence
+        fence.close()
+    finally:
+        os.close(lock)
 
 
 def _write_record(
-    job: Job, engine: Engine, metrics: Metrics, reached: RunConfig, stopped_by: str | None
+    job: Job, engine: Engine, metrics: Metrics, reached: RunConfig, stopped_by: str | None, fence: Fence | None
 ) -> MegatronNcaError | None:
     """First rank: the record that the phase is whole, or that it has stopped before, and why."""
     if not engine.ranks.is_first:
@@ -150,6 +168,7 @@ def _write_record(
         logger.info("stopped by %s after iteration %d, all is saved; start again to go on from there",
                     stopped_by, reached.iteration)
     try:
+        fence.check()
         files.write_text(folder.stopped if stopped_by else folder.done, json.dumps(values, indent=2) + "\n")
     except MegatronNcaError as error:
         return error

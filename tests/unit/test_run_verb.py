@@ -218,12 +218,12 @@ def test_the_whole_walk_freezes_records_and_links(tmp_path, recipe_values, monke
 
 def test_code_that_changed_between_two_walks_is_recorded(tmp_path, capsys):
     run = RunFolder(tmp_path)
-    verb.record_source(run)
+    plan.record_source(run)
     first = run.source.read_text()
-    verb.record_source(run)
+    plan.record_source(run)
     assert run.source.read_text() == first
     run.source.write_text("megatron_nca 0.0.0\nother code\n")
-    verb.record_source(run)
+    plan.record_source(run)
     text = run.source.read_text()
     assert text.startswith("megatron_nca 0.0.0") and text.endswith(first)
     assert "the code has changed" in capsys.readouterr().out
@@ -238,7 +238,7 @@ def test_a_copy_inside_another_checkout_is_not_taken_for_it(tmp_path, monkeypatc
     place.mkdir(parents=True)
     run = RunFolder(tmp_path / "run")
     monkeypatch.setattr(plan, "__file__", str(place / "plan.py"))
-    verb.record_source(run)
+    plan.record_source(run)
     assert run.source.read_text().endswith("not a git checkout\n")
 
 

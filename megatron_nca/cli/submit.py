@@ -1,0 +1,82 @@
+"""`megatron-nca submit`: a recipe's whole plan as jobs of a Slurm cluster."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from megatron_nca import plan
+from megatron_nca.cli.arguments import accept_overrides_anywhere
+from megatron_nca.cluster import submission
+from megatron_nca.cluster.profile import load_cluster
+from megatron_nca.cluster.script import Place
+from megatron_nca.cluster.submission import Planned
+from megatron_nca.config.recipe import load_recipe
+from megatron_nca.run_dir import RunFolder
+
+EXAMPLES = """examples:
+  megatron-nca submit launch/recipes/demo.yaml --cluster slurm/clusters/local.yaml --run-dir runs/demo
+  what would be submitted, without asking Slurm
+    megatron-nca submit launch/recipes/demo.yaml --cluster slurm/clusters/gpu.yaml --run-dir runs/demo --dry-run
+
+What is whole is left out, so the same command goes on after a failure, as `megatron-nca resubmit RUN` does. Then:
+`megatron-nca status RUN`, `logs RUN`, `cancel RUN` (slurm/README.md)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="YAML file, such as launch/recipes/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
+    parser.add_argument("--cluster", type=Path, required=True, metavar="FILE", help="such as slurm/clusters/gpu.yaml")
+    parser.add_argument("--run-dir", type=Path, help="folder of everything that the run writes, seen by all nodes "
+                        "(default runs/NAME of the recipe)")
+    parser.add_argument("--dry-run", action="store_true", help="print jobs and scripts; write and ask nothing")
+    accept_overrides_anywhere(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    recipe = plan.resolve_paths(load_recipe(arguments.recipe, arguments.overrides))
+    cluster = load_cluster(arguments.cluster)
+    path = Path(os.path.abspath(arguments.run_dir or Path("runs") / recipe.name))
+    run_folder = RunFolder(path)
+    plan.check_frozen(recipe, run_folder)
+    place = Place(run=path, working=Path.cwd(), python=sys.executable, name=recipe.name)
+    planned = submission.planned(recipe, cluster, run_folder, place)
+    if arguments.dry_run:
+        describe(planned)
+        return 0
+    return send(planned)
+
+
+def send(planned: Planned) -> int:
+    """Submit what is left of a plan."""
+    if not planned.to_do:
+        print(f"{planned.run.path}: all is whole, nothing to submit")
+        return 0
+    _check_boards(planned)
+    submission.submit(planned, lambda line: print(line, flush=True))
+    print(f"{len(planned.to_do)} submissions; look with: megatron-nca status {planned.run.path}", flush=True)
+    return 0
+
+
+def _check_boards(planned: Planned) -> None:
+    if planned.recipe.wandb is not None:
+        from megatron_nca.train import boards
+
+        boards.check(planned.recipe)
+
+
+def describe(planned: Planned) -> None:
+    """The jobs, what each waits for, and the script of each."""
+    for job in planned.to_do:
+        shape = f"{job.ranks} ranks" if job.trains else "1 task"
+        many = f"array of {len(job.numbers)}, " if job.is_array else ""
+        series = f"series of {planned.cluster.series}, " if planned.is_series(job) else ""
+        waits = f", after {', '.join([*job.after, *job.pairwise])}" if job.after or job.pairwise else ""
+        print(f"==== {job.name}: {many}{series}{shape}{waits}")
+        for tasks in job.elements[:1]:
+            print("".join(f"# {' '.join([task.step, *task.flags])}\n" for task in tasks), end="")
+        for text in list(planned.scripts(job).values())[:1]:
+            print(text)
+    total = sum(len(job.numbers) for job in planned.to_do)
+    whole = len(planned.jobs) - len(planned.to_do)
+    print(f"{len(planned.to_do)} submissions, {total} jobs{f'; {whole} are whole already' if whole else ''}")

@@ -1,0 +1,1 @@
+"""A recipe's plan as jobs of a Slurm cluster."""
