@@ -1,0 +1,96 @@
+"""What a night brings: time limits, killed steps, dead nodes, a controller that is restarted. Long."""
+
+import json
+import re
+import subprocess
+
+import plans
+import pytest
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Number of iterations -> lines of a training of so many that nothing happened to."""
+    known = {}
+
+    def lines(values: dict) -> list[dict]:
+        key = json.dumps(values, sort_keys=True)
+        if key not in known:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            plans.call("run", plans.write(folder / "recipe.yaml", values), "--run-dir", folder / "run")
+            known[key] = plans.metrics(folder / "run")
+        return known[key]
+
+    return lines
+
+
+def stops(log: str) -> list[int]:
+    """Iterations after which attempts ended."""
+    return [int(number) for number in re.findall(r"again: .*iteration (\d+)", log)]
+
+
+def test_a_phase_longer_than_its_time_limit(slurm, tmp_path, undisturbed):
+    values = plans.one_phase(1200, 400)
+    cluster = {"time": "2m", "warn": "15s", "node": {"devices": 1}}
+    run = slurm.submit(tmp_path, values, cluster)
+    log = slurm.finish(run, 1500)
+    found = stops(log)
+    assert len(found) >= 3 and found == sorted(set(found)), log
+    assert plans.metrics(run) == undisturbed(values)
+    text = "".join(path.read_text() for path in (run / "slurm" / "logs").glob("*nca.nca*"))
+    resumed = [int(number) for number in re.findall(r"resumed at iteration (\d+)", text)]
+    assert resumed == found, "the signal came in time, so nothing is done twice"
+    assert "TIME LIMIT" not in text
+
+
+def test_a_step_killed_a_node_lost_and_the_controller_restarted(slurm, tmp_path, undisturbed):
+    """One after the other, to one training. Ranks on the lost node live on."""
+    values = plans.one_phase(300, 20)
+    run = slurm.submit(tmp_path, values, {"node": {"devices": 1}, "tries": 5})
+    plans.wait(lambda: plans.iteration(run) >= 25, 300, "training", lambda: slurm.account(run))
+    number = slurm.job("nca.nca")
+    subprocess.run(["scancel", "--signal=KILL", number], check=True)
+    log = run / "slurm" / "progress.txt"
+    plans.wait(lambda: "attempt 2 begins" in log.read_text(), 200, "second attempt", lambda: slurm.account(run))
+
+    plans.wait(lambda: plans.iteration(run) >= 65, 300, "resumed training", lambda: slurm.account(run))
+    nodes = next(entry[3] for entry in slurm.queue() if entry[0] == number)
+    last = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    lost = last.stdout.split()[-1]
+    slurm.daemon("stop", lost)
+    try:
+        plans.wait(lambda: log.read_text().count(" begins as job") >= 4, 300, "third attempt",
+                   lambda: slurm.account(run))  # fmt: skip
+        plans.wait(lambda: plans.iteration(run) >= 105, 300, "third training", lambda: slurm.account(run))
+        slurm.daemon("stop", "ctld")
+        reached = plans.iteration(run)
+        plans.wait(lambda: plans.iteration(run) >= reached + 20, 200, "training without a controller")
+        slurm.daemon("start", "ctld")
+        log = slurm.finish(run, 600)
+    finally:
+        slurm.daemon("start", lost)
+    assert "005" not in log and "fail" not in log.replace("failed", ""), log
+    assert plans.metrics(run) == undisturbed(values)
+
+
+def test_the_first_node_is_lost(slurm, tmp_path, undisturbed):
+    """The one with the batch script and rank 0, which go on there: they must neither publish nor requeue."""
+    values = plans.one_phase(300, 20)
+    run = slurm.submit(tmp_path, values, {"node": {"devices": 1}, "tries": 5})
+    plans.wait(lambda: plans.iteration(run) >= 25, 300, "training", lambda: slurm.account(run))
+    before = set(plans.ranks(run))
+    number = slurm.job("nca.nca")
+    nodes = next(entry[3] for entry in slurm.queue() if entry[0] == number)
+    first = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    lost = first.stdout.split()[0]
+    slurm.daemon("stop", lost)
+    try:
+        log = slurm.finish(run, 600)
+    finally:
+        slurm.daemon("start", lost)
+    assert before and "attempt 2 begins" in log, log
+    assert plans.metrics(run) == undisturbed(values)
+    attempts = sorted(path.name for path in (run / "arms/nca/seed0/nca/attempts").iterdir())
+    assert attempts[:2] == ["1", "2"]
