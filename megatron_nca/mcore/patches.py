@@ -3,6 +3,7 @@
 
 import contextlib
 import inspect
+import logging
 import queue
 import warnings
 from collections.abc import Iterator
@@ -83,13 +84,34 @@ _NOISE = (
     "Transformer Engine and Apex are not installed",
     "When using async grad allreduce it is recommended",
     "If you are using transformer_engine as the transformer implementation",
+    # 0.19.2: its optimizer imports it; how it reads what is no tensor, on each rank by itself.
+    "MimoModelConfig is experimental",
+    "The argument order of load has been changed",
+    "torch.distributed is disabled, unavailable or uninitialized, assuming the intent is to load in a single process",
 )
+# What 0.19.2 says in its log about code that serves 0.16 too. Name of the logger -> how the message begins.
+_NOTICES = {
+    # 0.16 does not have the HybridModel that is to replace it.
+    "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
+    # It computes the one that we would compute and hand over.
+    "megatron.core.distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout not provided",
+    # Its own call, for the common.pt of 0.16 and of the converter.
+    "megatron.core.dist_checkpointing.strategies.common": "load_common is deprecated",
+    # Its queue of calls, which is not used here.
+    "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
+}
 
 
 def quiet() -> None:
-    """Leave out the warnings above; all others still show."""
+    """Leave out the warnings and notices above; all others still show."""
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    for name in _NOTICES:
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NOTICES[record.name])
 
 
 def install() -> str:
@@ -122,12 +144,9 @@ def save_without_a_server() -> None:
 def own_writer() -> dict[str, str]:
     """For dist_checkpointing.save, which from 0.19 on asks whose writer it plans for: Megatron's own."""
     from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.strategies import torch as strategies
 
-    if "async_strategy" not in inspect.signature(dist_checkpointing.save).parameters:
-        return {}
-    strategies._logged_mcore_async_deprecation = True  # of its queue of calls, which is not used here
-    return {"async_strategy": "mcore"}
+    asked = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
+    return {"async_strategy": "mcore"} if asked else {}
 
 
 @contextlib.contextmanager
