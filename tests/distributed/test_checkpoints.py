@@ -56,7 +56,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     newer.mkdir()
     (newer / "__0_0.distcp").write_bytes(b"torn")
     copy = f"{half}=>{series(broken) / half.name}"
-    execute(torchrun(4, WORKER, f"{unbroken}::{EXACT}", copy, f"{broken}::{EXACT}"), timeout=500)
+    execute(torchrun(4, WORKER, f"{unbroken}::{EXACT}", copy, f"{broken}::{EXACT}"))
     return unbroken, broken
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_explains_itself(resumed: tuple[Path, Path]) -> None:
 def relaid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """Trained and saved at every layout, loaded at every other, saved again and stepped; one launch of four ranks."""
     folder = tmp_path_factory.mktemp("relayout")
-    said = execute(torchrun(4, RELAYOUT, folder, *LAYOUTS), timeout=500).stdout
+    said = execute(torchrun(4, RELAYOUT, folder, *LAYOUTS)).stdout
     losses = {}
     for line in said.splitlines():
         if line.startswith('{"saved"'):
