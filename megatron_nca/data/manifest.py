@@ -74,6 +74,14 @@ class Manifest:
         if not 0 < self.num_tokens <= self.vocab_size:
             raise DataError(f"num_tokens = {self.num_tokens}: must lie in 1..vocab_size = {self.vocab_size}.")
 
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Of the tokenizer that made a corpus, or the first of those merged; None for automata."""
+        origin = self.origin
+        while "merged" in origin:
+            origin = origin["merged"][0]["origin"]
+        return origin.get("tokenizer", {}).get("sha256")
+
     @classmethod
     def load(cls, prefix: Path) -> "Manifest":
         """Read PREFIX.json and check the sizes of its files. Raises DataError with the cure."""

@@ -164,7 +164,7 @@ def _build(
 
 def _check_matching(train_prefix: Path, train: Manifest, validation_prefix: Path, validation: Manifest) -> None:
     """Training and validation data must speak the same tokens in the same frames."""
-    for name in ("kind", "vocab_size", "num_tokens", "trajectory"):
+    for name in ("kind", "vocab_size", "num_tokens", "trajectory", "tokenizer_sha256"):
         ours, theirs = getattr(train, name), getattr(validation, name)
         if ours != theirs:
             raise DataError(
@@ -207,5 +207,5 @@ def _stack(samples: list[dict], key: str, device: torch.device) -> torch.Tensor:
 
 def _tokenizer_facts(manifest: Manifest) -> SimpleNamespace:
     """What GPTDataset asks of a tokenizer. eod is only used to mask or reset at document ends, which we do not."""
-    identity = {"sha256": (manifest.origin or {}).get("tokenizer_sha256"), "vocab_size": manifest.vocab_size}
+    identity = {"sha256": manifest.tokenizer_sha256, "vocab_size": manifest.vocab_size}
     return SimpleNamespace(vocab_size=manifest.vocab_size, eod=manifest.vocab_size - 1, unique_identifiers=identity)

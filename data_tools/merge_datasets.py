@@ -1,0 +1,32 @@
+"""Merge indexed datasets into one: the documents of all, in the order in which they are named.
+
+They must be whole, of one kind and vocabulary, and made with one tokenizer. Memory does not grow with their size.
+
+Example:
+    python data_tools/merge_datasets.py c4/part0_text_document c4/part1_text_document --output-prefix c4/all
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_nca.data.merge import merge
+from megatron_nca.data.tool import run_tool, tool_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = tool_parser("merge_datasets.py", __doc__)
+    parser.add_argument("prefixes", metavar="PREFIX", nargs="+", type=Path,
+                        help="path of a dataset without .bin, .idx or .json")
+    parser.add_argument("--output-prefix", type=Path, required=True, help="path of the merged dataset; must not exist")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    manifest = merge(arguments.prefixes, arguments.output_prefix)
+    print(f"{arguments.output_prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of "
+          f"{len(arguments.prefixes)} datasets")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(build_parser(), main))
