@@ -5,6 +5,7 @@ Spokes (one file a format) make one from their files or write their files from o
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,7 +63,8 @@ class CanonicalCheckpoint:
         """Raise CheckpointError naming each tensor too many, too few, of another shape or of an unreadable type."""
         expected = {spec.name: spec.shape for spec in tensor_table(self.model)}
         found = {tensor.name: tensor for tensor in self.tensors}
-        faults = [f"{tensor.name} occurs twice" for tensor in self.tensors if tensor is not found[tensor.name]]
+        counts = Counter(tensor.name for tensor in self.tensors)
+        faults = [f"{name} occurs {count} times" for name, count in counts.items() if count > 1]
         faults += [f"{name} is missing" for name in expected if name not in found]
         faults += [f"{name} is not a tensor of this model" for name in found if name not in expected]
         for name in expected.keys() & found.keys():

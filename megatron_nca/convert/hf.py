@@ -10,15 +10,15 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from megatron_nca.config.model import ModelConfig
-from megatron_nca.convert import hf_config, hf_tokenizer, safetensors_file
+from megatron_nca.convert import hf_config, hf_tokenizer, llama, safetensors_file
 from megatron_nca.convert.canonical import DTYPES, CanonicalCheckpoint, CanonicalTensor, Ignored
+from megatron_nca.convert.llama import Box, boxes, there_of
 from megatron_nca.convert.safetensors_file import Entry
 from megatron_nca.errors import CheckpointError
 from megatron_nca.files import publish
@@ -28,64 +28,6 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 """A file ends before it would become larger, as those of Hugging Face do; a tensor that is larger has its own."""
-
-_LAYER = {
-    "attention_norm.weight": ("input_layernorm.weight",),
-    "attention.qkv.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    "attention.proj.weight": ("self_attn.o_proj.weight",),
-    "mlp_norm.weight": ("post_attention_layernorm.weight",),
-    "mlp.fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    "mlp.fc2.weight": ("mlp.down_proj.weight",),
-}
-_OTHER = {
-    "embedding.weight": ("model.embed_tokens.weight",),
-    "final_norm.weight": ("model.norm.weight",),
-    "head.weight": ("lm_head.weight",),
-}
-
-
-@dataclass(frozen=True)
-class Box:
-    """Where rows of a tensor there lie here: `rows` from `there` on are the rows from `here` on."""
-
-    part: int
-    """Which of the tensors there."""
-    there: int
-    here: int
-    rows: int
-
-
-def names_there(name: str) -> tuple[str, ...]:
-    """The tensors there that make up the canonical tensor `name`."""
-    if name in _OTHER:
-        return _OTHER[name]
-    _, layer, rest = name.split(".", 2)
-    return tuple(f"model.layers.{layer}.{part}" for part in _LAYER[rest])
-
-
-def boxes(name: str, shape: tuple[int, ...], model: ModelConfig) -> Iterator[Box]:
-    """Which rows of the tensors there are which rows of `name`, of `shape` here; rows of padding are in none."""
-    if name.endswith("attention.qkv.weight"):
-        head, groups = model.head_size, model.query_groups
-        queries = model.num_heads // groups * head
-        for group in range(groups):
-            here = group * (queries + 2 * head)
-            yield Box(0, group * queries, here, queries)
-            yield Box(1, group * head, here + queries, head)
-            yield Box(2, group * head, here + queries + head, head)
-    elif name.endswith("mlp.fc1.weight"):
-        yield Box(0, 0, 0, model.ffn_hidden_size)
-        yield Box(1, 0, model.ffn_hidden_size, model.ffn_hidden_size)
-    else:
-        yield Box(0, 0, 0, model.vocab_size if name in ("embedding.weight", "head.weight") else shape[0])
-
-
-def there_of(name: str, shape: tuple[int, ...], model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the tensors there that make up the canonical tensor `name` of `shape`."""
-    rows = [0] * len(names_there(name))
-    for box in boxes(name, shape, model):
-        rows[box.part] += box.rows
-    return [(there, (count, *shape[1:])) for there, count in zip(names_there(name), rows, strict=True)]
 
 
 def read(path: Path) -> CanonicalCheckpoint:
@@ -99,7 +41,7 @@ def read(path: Path) -> CanonicalCheckpoint:
     expected = {there: shape for spec in table for there, shape in there_of(spec.name, spec.shape, model)}
     ignored = _left_aside(entries, model, expected)
     _check_table(path, entries, expected, {item.key for item in ignored})
-    tensors = [_tensor(spec.name, spec.shape, [entries[there] for there in names_there(spec.name)], model)
+    tensors = [_tensor(spec.name, spec.shape, [entries[there] for there in llama.HUGGING_FACE.of(spec.name)], model)
                for spec in table]
     checkpoint = CanonicalCheckpoint(str(path), model, tuple(tensors), tuple(ignored),
                                      notes=tuple(hf_tokenizer.notes(path)), described_by=hf_config.FILE_NAME)
@@ -245,7 +187,7 @@ def _pieces(tensor: CanonicalTensor, model: ModelConfig) -> Iterator[tuple[str, 
     """The tensors there of one here, which is read once."""
     values = tensor.read()
     placed = list(boxes(tensor.name, tensor.shape, model))
-    for part, name in enumerate(names_there(tensor.name)):
+    for part, name in enumerate(llama.HUGGING_FACE.of(tensor.name)):
         rows = [values[box.here:box.here + box.rows] for box in placed if box.part == part]
         yield name, rows[0] if len(rows) == 1 else torch.cat(rows)
 

@@ -14,8 +14,9 @@ import torch
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor
 from megatron_nca.errors import CheckpointError, ConfigError
+from megatron_nca.initialise import tensor_table
 
-LAYER_PARTS = {
+_LAYER = {
     "attention_norm.weight": ("input_layernorm.weight",),
     "attention.qkv.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
     "attention.proj.weight": ("self_attn.o_proj.weight",),
@@ -23,7 +24,7 @@ LAYER_PARTS = {
     "mlp.fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "mlp.fc2.weight": ("mlp.down_proj.weight",),
 }
-"""Canonical name within a layer -> the tensors that it consists of."""
+"""Canonical name within a layer -> the tensors there that it consists of."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,53 @@ class Names:
     final_norm: str
     head: str
 
-    def of(self, canonical: str) -> tuple[str, ...]:
-        """The names of the tensors that the canonical one consists of."""
-        if match := re.fullmatch(r"layers\.(\d+)\.(.+)", canonical):
-            return tuple(f"{self.layers}{match[1]}.{part}" for part in LAYER_PARTS[match[2]])
+    def of(self, name: str) -> tuple[str, ...]:
+        """The tensors there that make up the canonical tensor `name`."""
+        if name.startswith("layers."):
+            _, layer, rest = name.split(".", 2)
+            return tuple(f"{self.layers}{layer}.{part}" for part in _LAYER[rest])
         return ({"embedding.weight": self.embedding, "final_norm.weight": self.final_norm,
-                 "head.weight": self.head}[canonical],)
+                 "head.weight": self.head}[name],)
 
 
 HUGGING_FACE = Names("model.layers.", "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where rows of a tensor there lie here: `rows` from `there` on are the rows from `here` on."""
+
+    part: int
+    """Which of the tensors there."""
+    there: int
+    here: int
+    rows: int
+
+
+def boxes(name: str, shape: tuple[int, ...], model: ModelConfig) -> Iterator[Box]:
+    """Which rows of the tensors there are which rows of `name`, of `shape` here; rows of padding are in none."""
+    if name.endswith("attention.qkv.weight"):
+        head, groups = model.head_size, model.query_groups
+        queries = model.num_heads // groups * head
+        for group in range(groups):
+            here = group * (queries + 2 * head)
+            yield Box(0, group * queries, here, queries)
+            yield Box(1, group * head, here + queries, head)
+            yield Box(2, group * head, here + queries + head, head)
+    elif name.endswith("mlp.fc1.weight"):
+        yield Box(0, 0, 0, model.ffn_hidden_size)
+        yield Box(1, 0, model.ffn_hidden_size, model.ffn_hidden_size)
+    else:
+        yield Box(0, 0, 0, model.vocab_size if name in ("embedding.weight", "head.weight") else shape[0])
+
+
+def there_of(name: str, shape: tuple[int, ...], model: ModelConfig,
+             names: Names = HUGGING_FACE) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors there that make up the canonical tensor `name` of `shape`."""
+    rows = [0] * len(names.of(name))
+    for box in boxes(name, shape, model):
+        rows[box.part] += box.rows
+    return [(there, (count, *shape[1:])) for there, count in zip(names.of(name), rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -88,21 +127,21 @@ def gather(origin: str, parts: Mapping[str, Part], names: Names, model: ModelCon
     Raises CheckpointError naming each part too many, too few, of another shape, or of another type than its fellows.
     """
     faults, tensors, left = [], [], dict(parts)
-    for name, shapes in _divided_shapes(model).items():
+    for spec in tensor_table(model):
         found = []
-        for part_name, shape in zip(names.of(name), shapes, strict=True):
-            part = left.pop(part_name, None)
+        for there, shape in there_of(spec.name, spec.shape, model, names):
+            part = left.pop(there, None)
             if part is None:
-                faults.append(f"{part_name} is missing")
+                faults.append(f"{there} is missing")
             elif part.shape != shape:
-                faults.append(f"{part_name} has shape {part.shape}, expected {shape}")
+                faults.append(f"{there} has shape {part.shape}, expected {shape}")
             else:
                 found.append(part)
-        if len(found) < len(shapes):
-            continue
         if len({part.dtype for part in found}) > 1:
-            faults.append(f"{', '.join(names.of(name))} are of different types")
-        tensors.append(_joined(name, found, model))
+            faults.append(f"{', '.join(names.of(spec.name))} are of different types")
+        if found:
+            read = partial(_joined, found, tuple(boxes(spec.name, spec.shape, model)), spec.shape)
+            tensors.append(CanonicalTensor(spec.name, spec.shape, found[0].dtype, read))
     faults += [f"{name} is not a tensor of this model" for name in left]
     if faults:
         raise CheckpointError(f"{origin}: does not hold the model it describes: {'; '.join(faults[:8])}"
@@ -112,62 +151,29 @@ def gather(origin: str, parts: Mapping[str, Part], names: Names, model: ModelCon
 
 def divide(checkpoint: CanonicalCheckpoint, names: Names) -> Iterator[tuple[str, Part]]:
     """Every tensor of `checkpoint` as its parts, without the vocabulary's rows of padding."""
-    model = checkpoint.model
-    by_name = {tensor.name: tensor for tensor in checkpoint.tensors}
-    for name, shapes in _divided_shapes(model).items():
-        tensor = by_name[name]
-        for number, (part_name, shape) in enumerate(zip(names.of(name), shapes, strict=True)):
-            yield part_name, Part(shape, tensor.dtype, partial(_part, tensor, number, model))
+    for spec in tensor_table(checkpoint.model):
+        tensor = checkpoint.tensor(spec.name)
+        placed = tuple(boxes(spec.name, spec.shape, checkpoint.model))
+        for number, (there, shape) in enumerate(there_of(spec.name, spec.shape, checkpoint.model, names)):
+            own = tuple(box for box in placed if box.part == number)
+            yield there, Part(shape, tensor.dtype, partial(_part, tensor, own))
 
 
-def _divided_shapes(model: ModelConfig) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Canonical name -> the shapes of its parts, embedding first, head last if it is not tied."""
-    hidden, ffn, keys = model.hidden_size, model.ffn_hidden_size, model.query_groups * model.head_size
-    shapes = {"attention_norm.weight": ((hidden,),), "mlp_norm.weight": ((hidden,),),
-              "attention.qkv.weight": ((hidden, hidden), (keys, hidden), (keys, hidden)),
-              "attention.proj.weight": ((hidden, hidden),),
-              "mlp.fc1.weight": ((ffn, hidden), (ffn, hidden)), "mlp.fc2.weight": ((hidden, ffn),)}
-    rows = ((model.vocab_size, hidden),)
-    table = {"embedding.weight": rows}
-    table |= {f"layers.{layer}.{kind}": shapes[kind] for layer in range(model.num_layers) for kind in LAYER_PARTS}
-    table["final_norm.weight"] = ((hidden,),)
-    return table if model.tied_embeddings else {**table, "head.weight": rows}
+def _joined(parts: list[Part], placed: tuple[Box, ...], shape: tuple[int, ...]) -> torch.Tensor:
+    """One part in memory beside the result."""
+    result = torch.zeros(shape, dtype=getattr(torch, parts[0].dtype))
+    for number, part in enumerate(parts):
+        values = part.read()
+        for box in placed:
+            if box.part == number:
+                result[box.here:box.here + box.rows] = values[box.there:box.there + box.rows]
+    return result
 
 
-def _joined(name: str, parts: list[Part], model: ModelConfig) -> CanonicalTensor:
-    rows = sum(part.shape[0] for part in parts)
-    if name in ("embedding.weight", "head.weight"):
-        rows = model.padded_vocab_size
-
-    def read() -> torch.Tensor:
-        values = [part.read() for part in parts]
-        if len(values) == 3:
-            return _queries_by_group(values, model)
-        if len(values) == 1 and rows > len(values[0]):
-            values.append(values[0].new_zeros(rows - len(values[0]), *values[0].shape[1:]))
-        return values[0] if len(values) == 1 else torch.cat(values)
-
-    return CanonicalTensor(name, (rows, *parts[0].shape[1:]), parts[0].dtype, read)
-
-
-def _queries_by_group(values: list[torch.Tensor], model: ModelConfig) -> torch.Tensor:
-    """Megatron keeps each group's queries, key and value together."""
-    grouped = [value.reshape(model.query_groups, -1, value.shape[-1]) for value in values]
-    return torch.cat(grouped, dim=1).reshape(-1, model.hidden_size)
-
-
-def _part(tensor: CanonicalTensor, number: int, model: ModelConfig) -> torch.Tensor:
+def _part(tensor: CanonicalTensor, placed: tuple[Box, ...]) -> torch.Tensor:
     values = tensor.read()
-    if tensor.name in ("embedding.weight", "head.weight"):
-        return values[:model.vocab_size]
-    if tensor.name.endswith("mlp.fc1.weight"):
-        return values[number * model.ffn_hidden_size:][:model.ffn_hidden_size]
-    if tensor.name.endswith("attention.qkv.weight"):
-        queries = model.hidden_size // model.query_groups
-        first, count = ((0, queries), (queries, model.head_size), (queries + model.head_size, model.head_size))[number]
-        return values.reshape(model.query_groups, -1, model.hidden_size)[:, first:first + count].reshape(
-            -1, model.hidden_size)
-    return values
+    rows = [values[box.here:box.here + box.rows] for box in placed]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def bytes_of(parts: Mapping[str, Part]) -> int:
