@@ -67,7 +67,7 @@ def _transfer(arguments: argparse.Namespace) -> int:
     from megatron_nca.convert import transfer as phase_transition
 
     start = start_of(arguments)
-    target, recipe_name = _target_of_recipe(arguments)
+    target, recipe_name = target_of_recipe(arguments)
     source = open_source(arguments.source)
     if target is None:
         target = _target_of_source(arguments, source)
@@ -112,7 +112,7 @@ def start_of(arguments: argparse.Namespace) -> object:
                  shared_rows=arguments.shared_rows)
 
 
-def _target_of_recipe(arguments: argparse.Namespace) -> tuple[ModelConfig | None, str | None]:
+def target_of_recipe(arguments: argparse.Namespace) -> tuple[ModelConfig | None, str | None]:
     """The model of --recipe's --phase and the recipe's name, or nothing if neither was given."""
     if arguments.recipe is None:
         if arguments.phase is not None:

@@ -81,6 +81,12 @@ def same_account(one: dict, other: dict) -> list[str]:
     return [key for key in {**one, **other} if one.get(key) != other.get(key)]
 
 
+def without_hashes(account: dict) -> dict:
+    """What of an account is known before the source is read, as JSON gives it back."""
+    tensors = [{**row, "sha256": None} for row in account.get("tensors", ())]
+    return json.loads(json.dumps({**account, "tensors": tensors}))
+
+
 def format_account(account: dict) -> str:
     """The account as a compact table, a line per component."""
     head = ("component", *ACTIONS, "starts as")

@@ -1,4 +1,4 @@
-"""What has changed between two checkpoints of any formats: which parts, by how much, with the memory of a tensor each."""
+"""What has changed between two checkpoints of any formats: which parts and how far; a tensor of each is held."""
 
 import math
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from megatron_nca.config.schema import to_yaml
 from megatron_nca.convert.canonical import DTYPES, CanonicalCheckpoint, CanonicalTensor, Ignored
 from megatron_nca.errors import CheckpointError
 from megatron_nca.files import publish
-from megatron_nca.mcore.torch_dist import METADATA_FILE, Chunk, StoredTensor, TorchDistReader, write_checkpoint
+from megatron_nca.mcore.torch_dist import METADATA_FILE, Chunk, StoredTensor, TorchDistReader
+from megatron_nca.mcore.torch_dist import writing as write_steps
 
 LAYER_KEYS = {
     "attention_norm.weight": "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
@@ -112,16 +113,27 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
     Raises CheckpointError, and DataError when the disk fills up.
     """
     with publish(folder) as aside:
-        write_checkpoint(aside, stored_tensors(checkpoint), CONTENT)
-        (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
-        last(aside)
-        file_list.write(aside)
+        for _ in writing(aside, checkpoint, run_config, last):
+            pass
+
+
+def writing(aside: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
+            last: Callable[[Path], None] = lambda aside: None) -> Iterator[str]:
+    """What `write` does under a passing name, step by step: yields the name of each tensor before it is read.
+
+    Kinds of tensors come in the order of the tables above, layers of a kind in the order of `checkpoint.tensors`.
+    """
+    kinds = {key: kind for kind, key in {**LAYER_KEYS, **OTHER_KEYS}.items()}
+    for key, offsets in write_steps(aside, stored_tensors(checkpoint), CONTENT):
+        yield f"layers.{offsets[0]}.{kinds[key]}" if kinds[key] in LAYER_KEYS else kinds[key]
+    (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
+    last(aside)
+    file_list.write(aside)
 
 
 def stored_tensors(checkpoint: CanonicalCheckpoint) -> list[StoredTensor]:
     """The tensors of a model as they stand in Megatron's format. Raises CheckpointError for layers of several types."""
     by_name = {tensor.name: tensor for tensor in checkpoint.tensors}
-    layers = range(checkpoint.model.num_layers)
     stored = []
     for name, key in OTHER_KEYS.items():
         if name in by_name:  # a tied head is not
@@ -129,9 +141,9 @@ def stored_tensors(checkpoint: CanonicalCheckpoint) -> list[StoredTensor]:
             whole = Chunk((0,) * len(tensor.shape), tensor.shape, tensor.read)
             stored.append(StoredTensor(key, tensor.shape, DTYPES[tensor.dtype], (whole,)))
     for kind, key in LAYER_KEYS.items():
-        tensors = [by_name[f"layers.{layer}.{kind}"] for layer in layers]
-        chunks = tuple(_layer_chunk(tensor, layer) for layer, tensor in enumerate(tensors))
-        stored.append(StoredTensor(key, (len(layers), *tensors[0].shape), _common_dtype(key, tensors), chunks))
+        tensors = [tensor for tensor in checkpoint.tensors if tensor.name.endswith(f".{kind}")]
+        chunks = tuple(_layer_chunk(tensor, int(tensor.name.split(".")[1])) for tensor in tensors)
+        stored.append(StoredTensor(key, (len(tensors), *tensors[0].shape), _common_dtype(key, tensors), chunks))
     return stored
 
 

@@ -29,11 +29,12 @@ from megatron_nca.initialise import TensorSpec, initial_tensor, tensor_table
 _SHAPING = ("hidden_size", "num_heads", "query_groups", "ffn_hidden_size", "rope_base", "rope_scaling", "norm_epsilon")
 """Settings that must agree for weights to mean the same in both models."""
 _VOCABULARY = ("embedding", "head")
+_ORDER = (*megatron.OTHER_KEYS, *megatron.LAYER_KEYS)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a piece's numbers come from: `law` is None for what is carried, `tensor` is the source's, if one is read."""
+    """Where a piece's numbers come from: `law` is None for what is carried, `tensor` the source's, if one is read."""
 
     law: str | None
     tensor: str | None
@@ -147,10 +148,19 @@ class Transfer:
         return law.replace("_", " ") if law in FROM_SOURCE else str(laws.with_law(spec, law, self.target).law)
 
     def result(self) -> CanonicalCheckpoint:
-        """The new checkpoint; reading what depends on the source also enters its hash into the account."""
-        tensors = [CanonicalTensor(spec.name, spec.shape, "float32", partial(self._make, spec))
-                   for spec in self._specs.values()]
+        """The new checkpoint; reading what depends on the source also enters its hash into the account.
+
+        Layers come in the order of the source's, in which several transfers can be written in one pass over it.
+        """
+        specs = sorted(self._specs.values(), key=lambda spec: self.place(spec.name))
+        tensors = [CanonicalTensor(spec.name, spec.shape, "float32", partial(self._make, spec)) for spec in specs]
         return CanonicalCheckpoint("the new checkpoint", self.target, tuple(tensors))
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor of the target comes in that order: its kind, and the source's layer, or its own."""
+        spec = self._specs[name]
+        taken = [row.source.split(".")[1] for row in self._rows[name] if row.source and spec.layer is not None]
+        return _ORDER.index(_kind(spec)), min(map(int, taken), default=spec.layer or 0)
 
     def _make(self, spec: TensorSpec) -> torch.Tensor:
         rows, parts = self._rows[spec.name], _parts(spec)
@@ -200,6 +210,10 @@ class Transfer:
                 self._make(self._specs[name])
         return self.outline()
 
+    def write_account(self, folder: Path) -> None:
+        text = json.dumps(self.account(), indent=1)
+        (folder / ACCOUNT_FILE).write_text(text + "\n", encoding="utf-8")
+
     def outline(self) -> dict:
         """The account without reading any tensor: hashes are null where they are not known yet."""
         rows = [*(row for rows in self._rows.values() for row in rows), *self._dropped()]
@@ -247,9 +261,5 @@ def _parts(spec: TensorSpec) -> tuple[str, ...]:
 
 def write_transfer(folder: Path, transfer: Transfer, run_config: RunConfig) -> dict:
     """Write the new checkpoint with its account; returns the account. Raises as `convert.megatron.write`."""
-    def write_account(aside: Path) -> None:
-        text = json.dumps(transfer.account(), indent=1)
-        (aside / ACCOUNT_FILE).write_text(text + "\n", encoding="utf-8")
-
-    megatron.write(folder, transfer.result(), run_config, last=write_account)
+    megatron.write(folder, transfer.result(), run_config, last=transfer.write_account)
     return transfer.account()

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -160,6 +160,13 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
     are keys of sharded objects that are None. The bytes depend on the tensors only. Raises CheckpointError
     if the disk has too little free space, OSError from writing.
     """
+    for _ in writing(folder, tensors, content_metadata, common, empty_objects):
+        pass
+
+
+def writing(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dict, common: dict | None = None,
+            empty_objects: Iterable[str] = ()) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What `write_checkpoint` does, step by step: yields the key and the offsets of each chunk before it is read."""
     tensors = list(tensors)
     needed = sum(tensor.dtype.itemsize * math.prod(chunk.shape) + _CHUNK_OVERHEAD_BYTES
                  for tensor in tensors for chunk in tensor.chunks)
@@ -175,6 +182,7 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
             properties = TensorProperties(dtype=tensor.dtype)
             table[tensor.key] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
             for chunk in tensor.chunks:
+                yield tensor.key, chunk.offsets
                 start = file.tell()
                 _save(_values(tensor, chunk), file)
                 places[MetadataIndex(tensor.key, chunk.offsets)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)

@@ -133,7 +133,8 @@ def test_permuted_parts_have_the_same_numbers_at_other_places():
         assert {row["law"] for row in rows_of(account, name) if row["action"] == "re-initialised"} == {"permuted"}
     assert torch.equal(result["embedding.weight"][200:], source("embedding.weight")[200:]), "padding stays"
     fc1 = part(result, "layers.0.mlp.fc1.weight", "gate"), part(result, "layers.0.mlp.fc1.weight", "up")
-    assert torch.equal(fc1[0].reshape(-1).sort().values, source("layers.0.mlp.fc1.weight")[:48].reshape(-1).sort().values)
+    gate = source("layers.0.mlp.fc1.weight")[:48]
+    assert torch.equal(fc1[0].reshape(-1).sort().values, gate.reshape(-1).sort().values)
     other, _ = made(laws={"layers": "permuted"}, seed=5)
     assert not torch.equal(other["layers.0.mlp.fc2.weight"], result["layers.0.mlp.fc2.weight"])
 
@@ -293,7 +294,8 @@ def test_the_account_is_checked_against_the_tensors(tmp_path: Path, trained: Pat
     ):
         path.write_text(json.dumps({**good, **change}))
         assert message in "; ".join(check_account(folder))
-    path.write_text(json.dumps({**good, "tensors": [{**row, "sha256": row["sha256"] and "0"} for row in good["tensors"]]}))
+    wrong = [{**row, "sha256": row["sha256"] and "0"} for row in good["tensors"]]
+    path.write_text(json.dumps({**good, "tensors": wrong}))
     shares = [set(check_account(folder, (index, 2))) for index in range(2)]
     assert all(shares) and not shares[0] & shares[1] and shares[0] | shares[1] == set(check_account(folder))
 

@@ -55,7 +55,8 @@ def test_checkpoints_hold_the_same_weights(trained: Path, phase: str) -> None:
     """Also those that another rank has just updated, and those of every chunk of an interleaved pipeline."""
     when = f"iter_{BETWEEN if phase == 'dp2overlap' else 20:07d}"
     ours, theirs = (
-        TorchDistReader(trained / f"arms/{name}/seed0/{name}/checkpoints/{when}") for name in (phase, reference(phase)[0])
+        TorchDistReader(trained / f"arms/{name}/seed0/{name}/checkpoints/{when}")
+        for name in (phase, reference(phase)[0])
     )
     assert set(ours.table) == set(theirs.table)
     for key in ours.table:

@@ -19,7 +19,8 @@ NAMES = ("demo_ablations", "released_ablations")
 LAYERS = ("attention", "mlp", "norms")
 CARRIED = {
     "scratch": (), "nca": (*LAYERS, "final_norm"), "attention": ("attention",), "mlp": ("mlp",),
-    "norms": ("norms", "final_norm"), "embeddings": ("embedding", "head"), "nca_mean_embedding": (*LAYERS, "final_norm"),
+    "norms": ("norms", "final_norm"), "embeddings": ("embedding", "head"),
+    "nca_mean_embedding": (*LAYERS, "final_norm"),
     "without_attention": ("mlp", "norms", "final_norm"), "without_mlp": ("attention", "norms", "final_norm"),
     "without_norms": ("attention", "mlp"), "shuffled_layers": ("final_norm",), "permuted": ("final_norm",),
     "lower_half": (*LAYERS, "final_norm"), "upper_half": (*LAYERS, "final_norm"), "two_stage": (*LAYERS, "final_norm"),

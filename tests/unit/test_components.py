@@ -19,7 +19,7 @@ from megatron_nca.errors import ConfigError
 
 DEPTH = 6
 EVERY = {*((part, layer) for part in LAYER_PARTS for layer in range(DEPTH)), *((part, None) for part in OTHER_PARTS)}
-RANGE = st.tuples(st.integers(0, DEPTH - 1), st.integers(1, DEPTH)).map(lambda pair: (pair[0], max(pair[0] + 1, pair[1])))
+RANGE = st.integers(0, DEPTH - 1).flatmap(lambda first: st.tuples(st.just(first), st.integers(first + 1, DEPTH)))
 NAMES = st.sampled_from(sorted({*SETS, *LAYER_PARTS} - {"none"}))
 LAYERED = st.sampled_from(sorted({*COMPONENTS, "layers", *LAYER_PARTS} - set(OTHER_PARTS)))
 

@@ -117,7 +117,8 @@ def test_the_norm_is_that_of_what_is_trained(tmp_path: Path) -> None:
         squares = {key: float(p.main_grad.square().sum()) for key, p in engine.chunks[0].named_parameters()}
         engine.close()
         if freeze is None:
-            frozen = [key for key in squares if key.endswith(("linear_qkv.weight", "linear_proj.weight", "layer.weight"))
+            everywhere = ("linear_qkv.weight", "linear_proj.weight", "output_layer.weight")
+            frozen = [key for key in squares if key.endswith(everywhere)
                       or (".0.mlp.linear_fc" in key and "norm" not in key)]
             # Clipped gradients are in the buffers, so that their shares count.
             share = 1 - sum(squares[key] for key in frozen) / sum(squares.values())
