@@ -80,7 +80,7 @@ def jobs(recipe: Recipe, steps: tuple[Step, ...], cluster: Cluster) -> tuple[Job
             after, pairwise = _after(group, chosen, made_by, by_label, units_of)
             result.append(Job(name, elements, numbers, after, pairwise, group.ranks, group.trains))
             by_label.setdefault(group.label, []).append(name)
-            units_of[name] = [(*unit, "of", group.label) for unit in group.units[chosen]]
+            units_of[name] = group.units[chosen]
             for unit in set(group.units[chosen]):
                 made_by.setdefault(unit, []).append(name)
     return tuple(result)
@@ -98,8 +98,8 @@ def _after(
         wanted = [units[column] for units in needs]
         found = list(dict.fromkeys(name for unit in wanted for name in made_by.get(unit, ())))
         for name in found:
-            same = [unit[: unit.index("of")] for unit in units_of[name]] == wanted
-            (pairwise if same and len(wanted) > 1 else after).append(name)
+            same = units_of[name] == wanted and len(set(wanted)) == len(wanted) > 1
+            (pairwise if same else after).append(name)
     return tuple(dict.fromkeys(after)), tuple(dict.fromkeys(pairwise))
 
 

@@ -113,6 +113,11 @@ def requeue_elsewhere(job: str, nodes: list[str]) -> None:
         _ask("scontrol", "release", job)
 
 
+def restarts(job: str) -> int:
+    """How often a job was requeued. Raises LaunchError."""
+    return int(_field(_ask("scontrol", "show", "job", "--oneliner", job), "Restarts") or 0)
+
+
 def ends_at(job: str) -> float | None:
     """When a running job's time is over, in seconds since the epoch; None if it has no limit. Raises LaunchError."""
     text = _field(_ask("scontrol", "show", "job", "--oneliner", job), "EndTime")

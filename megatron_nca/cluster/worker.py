@@ -191,7 +191,10 @@ class Worker:
             return code or NOT_FINISHED
         if self.cluster.resume_by == "series":
             return 0  # so that the next of the series begins, and what waits for its last one still may
+        self.signal = None
         try:
+            if _patiently(lambda: queue.restarts(self.number)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+                return self._act(End("leave", "Slurm has requeued it without this node"), code)
             _patiently(lambda: queue.requeue(self.number))
         except LaunchError as error:
             return self._act(End("fail", f"{end.reason}, and it cannot be requeued: {error}"), code)

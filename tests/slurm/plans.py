@@ -121,6 +121,13 @@ class Slurm:
         """Number of the one job whose name ends so."""
         return next(entry[0] for entry in self.queue() if entry[1].endswith(name))
 
+    def kill_step(self, job: str) -> bool:
+        """Kill the step at work, not the job; whether there was one."""
+        words = ["squeue", "--steps", f"--jobs={job}", "--noheader", "--format=%i"]
+        steps = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        numbered = [step for step in steps if step.rsplit(".", 1)[1].isdecimal()]
+        return any(subprocess.run(["scancel", "--signal=KILL", step]).returncode == 0 for step in numbered)
+
     def finish(self, run: Path, seconds: float = 300) -> str:
         """Wait until the queue holds nothing any more; what progress.txt says then."""
         wait(lambda: not self.queue(), seconds, "end of the plan", lambda: self.account(run))
