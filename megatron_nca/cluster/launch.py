@@ -21,13 +21,13 @@ def command(
     `more` are further words of the command; `meet` the address and port at which the ranks of torchrun meet.
     """
     words = list(step.command)
-    if not step.trains:
-        return [*srun(cluster, 1, 1, cluster.node.cpus_per_device * cluster.node.devices), *_inside(
-            [*words, *task.flags, *more], cluster, run)]
-    words = [*words[:3], *words[words.index("train") :]] if "torchrun" in words else words
-    words += [*task.flags, *more]
     nodes = cluster.nodes(job.ranks)
     per_node = -(-job.ranks // nodes)
+    if not step.trains:
+        cpus = cluster.node.cpus_per_device * (per_node if job.trains else cluster.node.devices)
+        return [*srun(cluster, 1, 1, cpus), *_inside([*words, *task.flags, *more], cluster, run)]
+    words = [*words[:3], *words[words.index("train") :]] if "torchrun" in words else words
+    words += [*task.flags, *more]
     if cluster.launcher == "srun":
         return [*srun(cluster, nodes, job.ranks, cluster.node.cpus_per_device), *_inside(words, cluster, run)]
     meeting = ["--nnodes", str(nodes), "--nproc-per-node", str(per_node)]

@@ -86,6 +86,12 @@ def test_command_lines():
         task = job.elements[0][-1]
         return launch.command(job, task, steps[task.step], settings, RUN.path, more=("--x",), meet=("host", 12345))
 
+    first = graph({**values, "phases": {name: {**phase, "parallel": {}} for name, phase in values["phases"].items()}})
+    small = first["003-nca.nca"]
+    step = steps[small.elements[0][0].step]
+    settings = build(Cluster, plans.CLUSTER)
+    transfer = launch.command(small, small.elements[0][0], step, settings, RUN.path, meet=("", 0))
+    assert "--cpus-per-task=1" in transfer, "no more than the allocation of a training of one rank has"
     plain = line()
     assert plain[:5] == ["srun", "--export=ALL", "--nodes=2", "--ntasks=4", "--ntasks-per-node=2"]
     assert plain[plain.index("-m") + 2 :][0] == "train" and plain[-1] == "--x" and "torchrun" not in plain
