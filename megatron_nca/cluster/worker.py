@@ -1,6 +1,7 @@
 """Inside a job: its tasks one after the other, each by srun, and what becomes of the job when they have ended."""
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -22,6 +23,8 @@ from megatron_nca.run_dir import PhaseFolder, RunFolder
 
 START_SECONDS = 10.0
 """Kept of the time limit for srun to start ranks and for this process to end."""
+WAIT = 0.3
+"""Of the time between Slurm's warning and the limit: kept to requeue the job, whatever its step does."""
 PATIENCE_SECONDS, PAUSE_SECONDS = 600.0, 5.0
 """For a controller that does not answer, because it is restarted: how long, and how often it is asked."""
 
@@ -44,6 +47,8 @@ class Worker:
         self.steps = {step.name: step for step in plan.steps(recipe, run)}
         self.number = os.environ["SLURM_JOB_ID"]
         self.signal: str | None = None
+        self.limit = math.inf
+        """When the job's time is over, in seconds since the epoch."""
         self._child: subprocess.Popen | None = None
         self._trains = False
 
@@ -60,6 +65,7 @@ class Worker:
             return self._act(End("done", "was whole"), 0)
         if self.attempt.before >= self.cluster.tries:
             return self._act(End("fail", f"{self.attempt.before} attempts have made no progress"), 1)
+        self.limit = _patiently(lambda: queue.ends_at(self.number)) or math.inf
         where = os.environ.get("SLURM_JOB_NODELIST", "")
         self._say(f"attempt {self.attempt.number} begins as job {self.number} on {where}, {_in_words(start)}")
         unfit = self._unfit_nodes() if self.job.trains else {}
@@ -106,8 +112,8 @@ class Worker:
         environment.setdefault("OMP_NUM_THREADS", str(self.cluster.node.cpus_per_device))
         if self.cluster.launcher == "srun":
             environment[launch.LAUNCHER] = "slurm"
-        limit = _patiently(lambda: queue.ends_at(self.number))
-        more = () if limit is None else ("--time-limit", f"{max(0.0, limit - time.time() - START_SECONDS):.0f}")
+        left = self.limit - time.time() - START_SECONDS
+        more = () if math.isinf(left) else ("--time-limit", f"{max(0.0, left):.0f}")
         self._trains = True
         try:
             code = self._srun(self._command(task, step, more), environment)
@@ -134,9 +140,12 @@ class Worker:
             self._forward()
         while True:
             try:
-                return self._child.wait(timeout=5)
+                return self._child.wait(timeout=1)
             except subprocess.TimeoutExpired:
-                if not self.attempt.is_current():  # this node was given up, and the job runs elsewhere
+                kept = max(5.0, WAIT * self.cluster.warn_seconds)
+                late = self.signal == "SIGUSR2" and time.time() > self.limit - kept
+                # Out of time, or this node was given up, and the job runs elsewhere. Its ranks end with the job.
+                if late or not self.attempt.is_current():
                     self._child.kill()
 
     def _hear(self, number: int, _frame: object) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-TIMES = {"iteration-time", "tokens-per-second", "throughput", "mem-rss-bytes", "wall-time", "training-time", "data-time"}
+TIMES = {
+    "iteration-time", "tokens-per-second", "throughput", "mem-rss-bytes", "wall-time", "training-time", "data-time"
+}  # fmt: skip
 """What differs between two runs in the lines of metrics.jsonl."""
 LAW = {"num_states": 3, "height": 6, "width": 6, "sequence_length": 64, "band": [0.05, 1.0], "score_frames": 5}
 CLUSTER = {"name": "test", "time": "30m", "warn": "20s", "node": {"devices": 2}}

