@@ -4,13 +4,18 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from megatron_nca.errors import DataError
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -113,6 +118,53 @@ def highest_number(folder: Path) -> int:
         return max((int(name) for name in os.listdir(folder) if name.isdecimal()), default=0)
     except FileNotFoundError:
         return 0
+
+
+def ahead(reads: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    """What the calls return, in turn; the next one is made in a thread while the caller works on the last result."""
+    with ThreadPoolExecutor(1) as thread:
+        pending: list[Future] = []
+        for read in reads:
+            pending.append(thread.submit(read))
+            if len(pending) > 1:
+                yield pending.pop(0).result()
+        for last in pending:
+            yield last.result()
+
+
+class HashedFile(io.RawIOBase):
+    """A new file that is written from begin to end and hashed meanwhile, in a thread; no file is read for its hash."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (closed with this)
+        self._thread, self._digest, self._bytes = ThreadPoolExecutor(1), hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        hashed, done = self._thread.submit(self._digest.update, view), 0
+        try:
+            while done < len(view):
+                done += self._file.write(view[done:])
+        finally:
+            hashed.result()  # the caller may change its data after this
+        self._bytes += done
+        return done
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def record(self) -> dict[str, object]:
+        """What a file list says of it."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def close(self) -> None:
+        if not self.closed:
+            self._thread.shutdown()
+            self._file.close()
+        super().close()
 
 
 def try_lock(path: Path, shared: bool = False) -> int | None:

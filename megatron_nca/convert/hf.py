@@ -5,6 +5,7 @@ fc1 the gate and then the up projection; both sides turn the same halves of a he
 head are padded to a multiple of 128 rows, which Hugging Face's are not.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -21,7 +22,7 @@ from megatron_nca.convert.canonical import DTYPES, CanonicalCheckpoint, Canonica
 from megatron_nca.convert.llama import Box, boxes, there_of
 from megatron_nca.convert.safetensors_file import Entry
 from megatron_nca.errors import CheckpointError
-from megatron_nca.files import publish
+from megatron_nca.files import ahead, publish
 from megatron_nca.initialise import tensor_table
 
 SINGLE_FILE = "model.safetensors"
@@ -149,7 +150,7 @@ def _assemble(shape: tuple[int, ...], parts: list[Entry], placed: list[Box], fil
 
 def write(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], None] = lambda aside: None,
           tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write `checkpoint` under `folder` whole or not at all, one tensor in memory at a time.
+    """Write `checkpoint` under `folder` whole or not at all; in memory are one tensor and the next.
 
     `tokenizer`: what `hf_tokenizer.write` takes. `last(aside)` may put further files into the folder before it gets
     its name. Raises CheckpointError, and DataError when the disk fills up.
@@ -166,8 +167,9 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], 
             several = f"model-{number:05}-of-{len(shards):05}.safetensors"
             file = several if len(shards) > 1 else SINGLE_FILE
             table = {name: (shape, tensor.dtype) for tensor in tensors for name, shape in _there(tensor, checkpoint)}
-            pieces = (piece for tensor in tensors for piece in _pieces(tensor, checkpoint.model))
-            safetensors_file.write(aside / file, table, pieces)
+            with contextlib.closing(ahead(tensor.read for tensor in tensors)) as values:
+                pieces = (piece for tensor in tensors for piece in _pieces(tensor, next(values), checkpoint.model))
+                safetensors_file.write(aside / file, table, pieces)
             weight_map |= dict.fromkeys(table, file)
         if len(shards) > 1:
             total = sum(_nbytes(tensor, checkpoint) for tensor in checkpoint.tensors)
@@ -183,13 +185,12 @@ def _there(tensor: CanonicalTensor, checkpoint: CanonicalCheckpoint) -> list[tup
     return there_of(tensor.name, tensor.shape, checkpoint.model)
 
 
-def _pieces(tensor: CanonicalTensor, model: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors there of one here, which is read once."""
-    values = tensor.read()
+def _pieces(tensor: CanonicalTensor, values: torch.Tensor,
+            model: ModelConfig) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    """The tensors there of one here, as parts of it."""
     placed = list(boxes(tensor.name, tensor.shape, model))
     for part, name in enumerate(llama.HUGGING_FACE.of(tensor.name)):
-        rows = [values[box.here:box.here + box.rows] for box in placed if box.part == part]
-        yield name, rows[0] if len(rows) == 1 else torch.cat(rows)
+        yield name, [values[box.here:box.here + box.rows] for box in placed if box.part == part]
 
 
 def _nbytes(tensor: CanonicalTensor, checkpoint: CanonicalCheckpoint) -> int:

@@ -14,8 +14,8 @@ from megatron_nca.config.schema import to_yaml
 from megatron_nca.convert.canonical import DTYPES, CanonicalCheckpoint, CanonicalTensor, Ignored
 from megatron_nca.errors import CheckpointError
 from megatron_nca.files import publish
-from megatron_nca.mcore.torch_dist import METADATA_FILE, Chunk, StoredTensor, TorchDistReader
-from megatron_nca.mcore.torch_dist import writing as write_steps
+from megatron_nca.mcore import torch_dist
+from megatron_nca.mcore.torch_dist import METADATA_FILE, Chunk, StoredTensor, TorchDistReader, write_checkpoint
 
 LAYER_KEYS = {
     "attention_norm.weight": "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
@@ -113,22 +113,28 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
     Raises CheckpointError, and DataError when the disk fills up.
     """
     with publish(folder) as aside:
-        for _ in writing(aside, checkpoint, run_config, last):
-            pass
+        records = write_checkpoint(aside, stored_tensors(checkpoint), CONTENT)
+        _explain(aside, run_config, last, records)
 
 
 def writing(aside: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
             last: Callable[[Path], None] = lambda aside: None) -> Iterator[str]:
-    """What `write` does under a passing name, step by step: yields the name of each tensor before it is read.
+    """What `write` does under a passing name, step by step: yields the name of each tensor before it is read, and reads
+    none ahead.
 
     Kinds of tensors come in the order of the tables above, layers of a kind in the order of `checkpoint.tensors`.
     """
     kinds = {key: kind for kind, key in {**LAYER_KEYS, **OTHER_KEYS}.items()}
-    for key, offsets in write_steps(aside, stored_tensors(checkpoint), CONTENT):
+    stored, records = stored_tensors(checkpoint), {}
+    for key, offsets in torch_dist.writing(aside, stored, torch_dist.in_step(stored), CONTENT, records):
         yield f"layers.{offsets[0]}.{kinds[key]}" if kinds[key] in LAYER_KEYS else kinds[key]
+    _explain(aside, run_config, last, records)
+
+
+def _explain(aside: Path, run_config: RunConfig, last: Callable[[Path], None], records: dict[str, dict]) -> None:
     (aside / FILE_NAME).write_text(to_yaml(run_config), encoding="utf-8")
     last(aside)
-    file_list.write(aside)
+    file_list.write(aside, records)
 
 
 def stored_tensors(checkpoint: CanonicalCheckpoint) -> list[StoredTensor]:

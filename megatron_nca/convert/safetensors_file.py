@@ -5,11 +5,11 @@ memory at once. What the library refuses (Rust, `safetensors/src/tensor.rs`) is 
 the other's files.
 """
 
+import io
 import json
 import math
-import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,10 +133,11 @@ def _counts(values: object) -> bool:
 
 
 def write(path: Path, table: Mapping[str, tuple[tuple[int, ...], str]],
-          tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+          tensors: Iterable[tuple[str, Sequence[torch.Tensor]]]) -> None:
     """Write a file of the tensors named in `table` (shape and torch's name of the type), which come in its order.
 
-    Each is let go of once it is written. Making the file durable is the caller's. Raises OSError.
+    Each comes as parts along its first axis and is let go of once it is written. Making the file durable is the
+    caller's. Raises OSError.
     """
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, dtype) in table.items():
@@ -147,14 +148,15 @@ def write(path: Path, table: Mapping[str, tuple[tuple[int, ...], str]],
     with open(path, "wb", buffering=0) as file:
         _write_all(file, memoryview(_LENGTH.pack(len(text)) + text))
         expected: Iterator[str] = iter(table)
-        for name, values in tensors:
-            assert name == next(expected) and (tuple(values.shape), str(values.dtype)) == (
-                table[name][0], f"torch.{table[name][1]}"), f"{name}: {values.shape} {values.dtype}"
-            _write_all(file, bytes_of(values.contiguous()))
+        for name, parts in tensors:
+            shape, dtype = table[name]
+            assert name == next(expected) and sum(part.numel() for part in parts) == math.prod(shape), name
+            assert all(str(part.dtype) == f"torch.{dtype}" for part in parts), name
+            for part in parts:
+                _write_all(file, bytes_of(part.contiguous()))
         assert next(expected, None) is None, "tensors are missing"
 
 
-def _write_all(file: object, data: memoryview) -> None:
+def _write_all(file: io.FileIO, data: memoryview) -> None:
     while data:
-        count = os.write(file.fileno(), data)
-        data = data[count:]
+        data = data[file.write(data):]

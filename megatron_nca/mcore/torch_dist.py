@@ -2,17 +2,17 @@
 
 No model, no process group and no megatron import, so that converters run anywhere with the memory of one tensor. A
 checkpoint is `.metadata` (a pickle: which chunk of which tensor lies where), `__*_*.distcp` (chunks one after the
-other, each written by torch.save), `common.pt` and `metadata.json`. Both are read by `pickles.py`: a foreign
+other, each as torch.save writes it), `common.pt` and `metadata.json`. Both are read by `pickles.py`: a foreign
 checkpoint cannot run code here.
 """
 
-import io
+import contextlib
 import json
 import math
 import shutil
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +29,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_nca import pickles
 from megatron_nca.errors import CheckpointError
+from megatron_nca.files import HashedFile, ahead
+from megatron_nca.mcore import tensor_archive
 from megatron_nca.pickles import METADATA_FILE, read_metadata
 
 _DATA_FILE = "__0_0.distcp"
@@ -119,10 +121,8 @@ class TorchDistReader:
         place = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
         path = self.folder / place.relative_path
         try:
-            with open(path, "rb") as file:
-                view = io.BufferedReader(_FileSlice(file, place.offset, place.length))
-                _check_sums(view)
-                data = pickles.load(view, path)
+            with open(path, "rb", buffering=0) as file:
+                data = tensor_archive.read(file, place.offset, place.length, path)
         except Exception as error:  # what torch.load raises on damaged bytes is not of one kind
             raise CheckpointError(f"{path}: the chunk of {key} at byte {place.offset} is damaged "
                                   f"({str(error)[:200]}). Cure: use another checkpoint of the series.") from error
@@ -153,21 +153,33 @@ def read_tensor_table(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], str]
 
 
 def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dict,
-                     common: dict | None = None, empty_objects: Iterable[str] = ()) -> None:
-    """Write a checkpoint that `megatron.core.dist_checkpointing.load` reads at any layout; one chunk is in memory.
+                     common: dict | None = None, empty_objects: Iterable[str] = ()) -> dict[str, dict]:
+    """Write a checkpoint that `megatron.core.dist_checkpointing.load` reads at any layout.
 
-    `folder` is created; publishing it is the caller's. `common` is what else `common.pt` holds, `empty_objects`
-    are keys of sharded objects that are None. The bytes depend on the tensors only. Raises CheckpointError
-    if the disk has too little free space, OSError from writing.
+
+    One chunk is in memory, and the next one, which is read meanwhile. `folder` is created; publishing it is the
+    caller's. `common` is what else `common.pt` holds, `empty_objects` are keys of sharded objects that are None. The
+    bytes depend on the tensors only. Returns records for `file_list.write`. Raises CheckpointError if the disk has too
+    little free space, OSError from writing.
     """
-    for _ in writing(folder, tensors, content_metadata, common, empty_objects):
-        pass
+    tensors, records = list(tensors), {}
+    values = ahead(partial(_values, tensor, chunk) for tensor in tensors for chunk in tensor.chunks)
+    with contextlib.closing(values):
+        for _ in writing(folder, tensors, values, content_metadata, records, common, empty_objects):
+            pass
+    return records
 
 
-def writing(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dict, common: dict | None = None,
+def in_step(tensors: Iterable[StoredTensor]) -> Iterator[torch.Tensor]:
+    """Values for `writing` that are read when they are needed, none ahead."""
+    return (_values(tensor, chunk) for tensor in tensors for chunk in tensor.chunks)
+
+
+def writing(folder: Path, tensors: Sequence[StoredTensor], values: Iterator[torch.Tensor], content_metadata: dict,
+            records: dict[str, dict], common: dict | None = None,
             empty_objects: Iterable[str] = ()) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What `write_checkpoint` does, step by step: yields the key and the offsets of each chunk before it is read."""
-    tensors = list(tensors)
+    """What `write_checkpoint` does, step by step: yields the key and the offsets of each chunk before it takes the
+    chunk from `values`; enters what `file_list.write` should know into `records`."""
     needed = sum(tensor.dtype.itemsize * math.prod(chunk.shape) + _CHUNK_OVERHEAD_BYTES
                  for tensor in tensors for chunk in tensor.chunks)
     folder.mkdir(parents=True)
@@ -176,7 +188,7 @@ def writing(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dic
         raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the checkpoint needs "
                               f"{needed / 1e6:.0f} MB. Cure: free some space or choose another folder.")
     table, places = {}, {}
-    with open(folder / _DATA_FILE, "wb") as file:
+    with HashedFile(folder / _DATA_FILE) as file:
         for tensor in tensors:
             chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.shape)) for c in tensor.chunks]
             properties = TensorProperties(dtype=tensor.dtype)
@@ -184,13 +196,14 @@ def writing(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dic
             for chunk in tensor.chunks:
                 yield tensor.key, chunk.offsets
                 start = file.tell()
-                _save(_values(tensor, chunk), file)
+                tensor_archive.write(next(values), file)
                 places[MetadataIndex(tensor.key, chunk.offsets)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)
         for key in empty_objects:
             start = file.tell()
             _save([None], file)
             table[key] = BytesStorageMetadata()
             places[MetadataIndex(key)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)
+        records[_DATA_FILE] = file.record()
     with open(folder / "common.pt", "wb") as file:
         _save({**(common or {}), "content_metadata": content_metadata}, file)
     (folder / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
@@ -216,43 +229,3 @@ def _values(tensor: StoredTensor, chunk: Chunk) -> torch.Tensor:
     assert values.shape == chunk.shape and values.dtype == tensor.dtype, f"{tensor.key}: {values.shape} {values.dtype}"
     values = values.contiguous()
     return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
-
-
-def _check_sums(file: BinaryIO) -> None:
-    """Compare a chunk, a zip archive, with the CRC-32 sums in it: torch.load does not. Raises zipfile.BadZipFile.
-
-    Files written under torch.serialization.set_crc32_options(False) say 0 for every sum and pass.
-    """
-    with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
-            if entry.CRC:
-                with archive.open(entry) as content:
-                    while content.read(1 << 20):
-                        pass
-    file.seek(0)
-
-
-class _FileSlice(io.RawIOBase):
-    """`length` bytes of a file from `start` on, as a file of its own, so that a chunk need not be copied to be read."""
-
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        self._file, self._start, self._length, self._position = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:
-        count = max(0, min(len(buffer), self._length - self._position))
-        self._file.seek(self._start + self._position)
-        data = self._file.read(count)
-        buffer[:len(data)] = data
-        self._position += len(data)
-        return len(data)

@@ -164,7 +164,7 @@ def test_a_copy_of_the_tied_head_is_left_aside(tmp_path: Path):
 
 
 def test_a_sentencepiece_model_goes_with_the_weights(tmp_path: Path, trained: Path):
-    tokenizer = train_tokenizer(tmp_path, 270)
+    tokenizer = train_tokenizer(tmp_path, 280)
     folder = convert("hf", make(tmp_path / "hf"), tmp_path / "out", "--tokenizer", tokenizer)
     mine = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     text = "def f(x):\n\tif x:  # two  spaces\n\t\treturn 'é中😀'\n"

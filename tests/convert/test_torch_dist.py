@@ -1,8 +1,10 @@
 """The reader and writer of torch_dist checkpoints, without Megatron."""
 
+import io
 import itertools
 import math
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from sample_checkpoints import Bomb, write_random
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_nca.errors import CheckpointError
-from megatron_nca.mcore import torch_dist
+from megatron_nca.mcore import tensor_archive, torch_dist
 from megatron_nca.mcore.torch_dist import Chunk, StoredTensor, TorchDistReader, read_tensor_table, write_checkpoint
 
 
@@ -200,3 +202,33 @@ def test_a_flipped_bit_is_found_when_it_is_read(trained: Path):
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
         TorchDistReader(trained).read("output_layer.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (700, 1024)])
+def test_an_archive_is_one_of_torch(tmp_path: Path, dtype: torch.dtype, shape: tuple):
+    """Also of more than one block, and behind other bytes of a file."""
+    tensor = torch.randn(shape).to(dtype)
+    with open(tmp_path / "file", "wb") as file:
+        file.write(b"before")
+        tensor_archive.write(tensor, file)
+    alone = (tmp_path / "file").read_bytes()[6:]
+    with zipfile.ZipFile(io.BytesIO(alone)) as archive:
+        assert archive.testzip() is None
+    theirs = io.BytesIO()
+    torch.save(tensor, theirs)
+    (tmp_path / "theirs").write_bytes(theirs.getvalue())
+    with open(tmp_path / "file", "rb", buffering=0) as ours, open(tmp_path / "theirs", "rb", buffering=0) as other:
+        found = [torch.load(io.BytesIO(alone), weights_only=True), tensor_archive.read(ours, 6, len(alone), "ours"),
+                 tensor_archive.read(other, 0, len(theirs.getvalue()), "theirs")]  # fmt: skip
+    assert all(torch.equal(each, tensor) and each.dtype == dtype for each in found)
+
+
+def test_a_flipped_bit_of_a_large_tensor_is_found(tmp_path: Path):
+    values = np.zeros((3, 1 << 20), np.float32)
+    reader = write(tmp_path / "c", values, [[], []])
+    data = bytearray((tmp_path / "c" / "__0_0.distcp").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "c" / "__0_0.distcp").write_bytes(data)
+    with pytest.raises(CheckpointError, match="Bad CRC-32"):
+        reader.read("key")

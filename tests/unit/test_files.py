@@ -3,6 +3,9 @@
 import errno
 import hashlib
 import os
+import threading
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +95,37 @@ def test_a_link_to_a_folder_is_removed_without_the_folder(tmp_path):
     (tmp_path / "link").symlink_to("folder")
     files.remove(tmp_path / "link")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_hashed_file_is_what_was_written(tmp_path: Path):
+    data = bytearray(range(256)) * 1000
+    with files.HashedFile(tmp_path / "file") as file:
+        for first in range(0, len(data), 10_007):
+            part = data[first : first + 10_007]
+            assert file.write(memoryview(part)) == len(part)
+            part[:] = bytes(len(part))  # the caller's memory may change once it is written
+        assert file.tell() == len(data)
+    assert (tmp_path / "file").read_bytes() == data
+    assert file.record() == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    with pytest.raises(FileExistsError):
+        files.HashedFile(tmp_path / "file")
+
+
+def test_the_next_result_is_made_while_the_last_is_used():
+    begun = [threading.Event() for _ in range(4)]
+
+    def read(number: int) -> int:
+        begun[number].set()
+        return number
+
+    for number in files.ahead(partial(read, number) for number in range(4)):
+        assert number == 3 or begun[number + 1].wait(10)
+        assert number >= 2 or not begun[number + 2].is_set()
+    assert list(files.ahead([])) == []
+
+
+def test_a_failure_ahead_comes_in_its_turn():
+    results = files.ahead([lambda: 1, lambda: 1 // 0, lambda: 2])
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
