@@ -113,8 +113,8 @@ def test_a_second_call_sets_nothing_up_and_a_changed_source_builds_again(tmp_pat
     assert "-e ." in output and "-m venv" not in output
 
 
-def test_ci_calls_make_test():
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
+def test_ci_calls_make_test_and_the_second_pair():
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test\nmake test-second-pair")
 
 
 @needs_make
@@ -129,5 +129,7 @@ def test_the_second_pair_has_a_place_of_its_own_and_is_skipped_with_a_word_where
     assert places == sorted(places) and "tests/distributed/test_layouts.py" in there and "touch .venv/" not in there
     absent = shell("make", "test-second-pair", "SECOND_PYTHON=", cwd=tmp_path)
     assert absent.returncode == 0 and "SKIPPED, there is no Python 3.12" in absent.stdout
-    broken = shell("make", "test-second-pair", "SECOND_PYTHON=false", cwd=tmp_path)
-    assert broken.returncode != 0
+    full = shell("make", "test-second-pair", "SECOND_PYTHON=false", "SECOND_GB=1000000000", cwd=tmp_path)
+    assert full.returncode == 0 and "SKIPPED" in full.stdout and "GB are free" in full.stdout
+    broken = shell("make", "test-second-pair", "SECOND_PYTHON=false", "SECOND_GB=0", cwd=tmp_path)
+    assert broken.returncode != 0 and "FAILED, nothing was tested: .venv312 could not be set up" in broken.stderr
