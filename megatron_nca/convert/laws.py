@@ -41,15 +41,17 @@ def mean_rows(source: torch.Tensor, rows: int, shape: tuple[int, int], filled: i
     return result
 
 
-def permute(values: torch.Tensor, seed: int, name: str) -> torch.Tensor:
-    """The numbers of `values` at other places, as a contiguous tensor; beside the result a few megabytes."""
+def permute(values: torch.Tensor, result: torch.Tensor, seed: int, name: str) -> None:
+    """Put the numbers of `values` into `result`, of the same shape, at other places; a few megabytes beside both where
+    they are contiguous."""
     flat = values.reshape(-1)
-    result = torch.empty_like(flat)
+    filled = result.view(-1) if result.is_contiguous() else torch.empty_like(flat)
     keys = random_bits(seed, f"permutation of {name}").random_raw(4)
     for first in range(0, flat.numel(), _BLOCK):
         last = min(first + _BLOCK, flat.numel())
-        result[first:last] = flat[torch.from_numpy(_places(np.arange(first, last), flat.numel(), keys))]
-    return result.view(values.shape)
+        filled[first:last] = flat[torch.from_numpy(_places(np.arange(first, last), flat.numel(), keys))]
+    if not result.is_contiguous():
+        result.copy_(filled.view(result.shape))
 
 
 def cycle(layers: tuple[int, ...], seed: int) -> dict[int, int]:

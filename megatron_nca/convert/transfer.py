@@ -177,8 +177,7 @@ class Transfer:
             result = torch.empty(spec.shape)
             for part, origin in origins.items():
                 values = part_of(self._whole(spec, origin, read, draw), part, self.target)
-                values = self._permuted(spec, part, values) if origin.law == "permuted" else values
-                part_of(result, part, self.target).copy_(values)
+                self._put(part_of(result, part, self.target), values, spec, part)
         for row in rows:
             if row.source is not None:
                 row.sha256 = digest(row.of(result, self.target))
@@ -190,11 +189,14 @@ class Transfer:
             return laws.mean_rows(read(origin.tensor), self.source.model.vocab_size, spec.shape, spec.filled_rows)
         return draw(origin.law) if origin.tensor is None else read(origin.tensor)
 
-    def _permuted(self, spec: TensorSpec, part: str, values: torch.Tensor) -> torch.Tensor:
-        """A part with its numbers at other places; padding stays."""
-        filled = values if spec.filled_rows is None else values[: spec.filled_rows]
-        permuted = laws.permute(filled, self.seed, f"{spec.name} {part}")
-        return torch.cat([permuted, values[len(filled) :]])
+    def _put(self, place: torch.Tensor, values: torch.Tensor, spec: TensorSpec, part: str) -> None:
+        """A part's numbers into its place, permuted if that is its law; padding stays where it is."""
+        if self._origins[part, spec.layer].law != "permuted":
+            place.copy_(values)
+            return
+        filled = len(values) if spec.filled_rows is None else spec.filled_rows
+        place[filled:] = values[filled:]
+        laws.permute(values[:filled], place[:filled], self.seed, f"{spec.name} {part}")
 
     def _law_beside(self, part: str) -> str:
         """The law of the rows of a vocabulary that are not carried with the others."""

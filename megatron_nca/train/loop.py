@@ -109,6 +109,10 @@ def _say_what_begins(job: Job, engine: Engine, run_config: RunConfig) -> None:
                 engine.adam)
     if engine.environment_note is not None:
         logger.info("%s", engine.environment_note)
+    freeze = engine.phase.freeze
+    if freeze is not None:
+        until = "in the whole phase" if freeze.iterations is None else f"until iteration {freeze.iterations} has been made"
+        logger.info("not trained %s: %s", until, " ".join(freeze.components))
 
 
 def _metrics(job: Job, folder: PhaseFolder, engine: Engine, clock: Clock, resumed_at: int) -> Metrics:
