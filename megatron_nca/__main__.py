@@ -20,7 +20,7 @@ VERBS = {
     "job": "what a batch script of a run on Slurm runs",
     "train": "train one phase of a recipe",
     "torchrun": "start the ranks of a training on this machine or several",
-    "convert": "transfer weights between phases",
+    "convert": "checkpoints into other ones: between phases, between formats; what they hold",
     "report": "compare the arms of finished runs",
     "estimate": "what a recipe takes: parameters, memory, FLOPs, device-hours, disk",
     "doctor": "what this machine can do, what is wrong with it, and the cure",

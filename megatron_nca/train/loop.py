@@ -111,7 +111,8 @@ def _say_what_begins(job: Job, engine: Engine, run_config: RunConfig) -> None:
         logger.info("%s", engine.environment_note)
     freeze = engine.phase.freeze
     if freeze is not None:
-        until = "in the whole phase" if freeze.iterations is None else f"until iteration {freeze.iterations} has been made"
+        limit = freeze.iterations
+        until = "in the whole phase" if limit is None else f"until iteration {limit} has been made"
         logger.info("not trained %s: %s", until, " ".join(freeze.components))
 
 
