@@ -9,7 +9,7 @@ import torch
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig
-from megatron_nca.convert import megatron
+from megatron_nca.convert import formats, megatron
 from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor
 from megatron_nca.initialise import TensorSpec, tensor_table
 from megatron_nca.mcore.model_reference import LlamaReference
@@ -46,6 +46,12 @@ def values(checkpoint: CanonicalCheckpoint) -> dict[str, np.ndarray]:
 def write_random(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -> Path:
     megatron.write(folder, random_checkpoint(config, seed), RunConfig(model=config, iteration=40))
     return folder
+
+
+def assert_same(expected: CanonicalCheckpoint, found: CanonicalCheckpoint, padding: bool = True) -> None:
+    """The same model and the same tensors to the bit, rows of `padding` included."""
+    assert {tensor.name for tensor in found.tensors} == {tensor.name for tensor in expected.tensors}
+    formats.compare(expected, found, every_bit=True, padding=padding)
 
 
 def reference_logits(checkpoint: CanonicalCheckpoint, tokens: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sample_checkpoints import random_checkpoint
+from sample_checkpoints import assert_same, random_checkpoint
 
 from megatron_nca.__main__ import main
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.recipe import OptimizerConfig, Phase
-from megatron_nca.convert import formats, megatron, released
+from megatron_nca.convert import megatron, released
 from megatron_nca.errors import CheckpointError
 from megatron_nca.mcore.engine import Engine, read_ranks
 
@@ -56,7 +56,7 @@ def test_logits_are_the_released_codes_own(name: str, tmp_path: Path, capsys: py
 def test_there_and_back_is_the_identity(tied: bool, tmp_path: Path):
     source = random_checkpoint(ModelConfig(**{**vars(SHAPE), "tied_embeddings": tied}), zero_padding=True)
     released.write(tmp_path / "there", source)
-    formats.compare(source, released.read(tmp_path / "there"), every_bit=True)
+    assert_same(source, released.read(tmp_path / "there"))
     assert [path.name for path in tmp_path.rglob("*.pth")] == ["model_40.pth"]
 
 
@@ -74,8 +74,8 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path):
     content = torch.load(GOLDEN / "released_language.pth", weights_only=False)
     content["model"] = {f"_orig_mod.module.{name}": tensor for name, tensor in content["model"].items()}
     torch.save(content, tmp_path / "f.pth")
-    formats.compare(released.read(GOLDEN / "released_language.pth", num_heads=4),
-                    released.read(tmp_path / "f.pth", num_heads=4), every_bit=True)  # fmt: skip
+    assert_same(released.read(GOLDEN / "released_language.pth", num_heads=4),
+                    released.read(tmp_path / "f.pth", num_heads=4))  # fmt: skip
 
 
 class Bomb:
