@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import typing
 from collections.abc import Iterable
+from pathlib import Path
 
 from megatron_nca.config.duration import seconds_of
 from megatron_nca.config.law import PRESETS, NcaLaw
 from megatron_nca.errors import ConfigError, explain
+from megatron_nca.run_dir import RunFolder
 
 HELP = {
     "num_states": "values a cell can take",
@@ -68,6 +70,14 @@ def add_watchdog(parser: argparse.ArgumentParser) -> None:
 def add_time_limit(parser: argparse.ArgumentParser) -> None:
     help_ = "end with 75 before so much time has passed since the start, with all saved; for example 3h50m"
     parser.add_argument("--time-limit", type=duration, metavar="DURATION", help=help_)
+
+
+def opened(path: Path) -> RunFolder:
+    """The run folder there. Raises ConfigError if there is none."""
+    run_folder = RunFolder(path)
+    if not run_folder.recipe.is_file():
+        raise ConfigError(explain("RUN", str(path), "is no run folder: it has no recipe.yaml.", "check the path."))
+    return run_folder
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_nca.cli import submit
-from megatron_nca.cli.status import opened
+from megatron_nca.cli.arguments import opened
+from megatron_nca.cli.sending import send
 from megatron_nca.cluster import submission
 from megatron_nca.cluster.profile import load_cluster
 from megatron_nca.cluster.script import Place
@@ -30,4 +30,4 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(run_folder.recipe)
     cluster = load_cluster(arguments.cluster or run_folder.slurm.cluster)
     place = Place(run=run_folder.path, working=Path.cwd(), python=sys.executable, name=recipe.name)
-    return submit.send(submission.planned(recipe, cluster, run_folder, place))
+    return send(submission.planned(recipe, cluster, run_folder, place))

@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 
 from megatron_nca import plan
+from megatron_nca.cli.arguments import opened
 from megatron_nca.cluster import record, status
 from megatron_nca.config.recipe import load_recipe
-from megatron_nca.errors import ConfigError, explain
-from megatron_nca.run_dir import RunFolder
 
 EXAMPLES = """examples:
   megatron-nca status runs/demo
@@ -38,11 +37,3 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"last of {run_folder.slurm.progress}:")
         print("\n".join(f"  {event}" for event in events))
     return 0
-
-
-def opened(path: Path) -> RunFolder:
-    """The run folder there. Raises ConfigError if there is none."""
-    run_folder = RunFolder(path)
-    if not run_folder.recipe.is_file():
-        raise ConfigError(explain("RUN", str(path), "is no run folder: it has no recipe.yaml.", "check the path."))
-    return run_folder

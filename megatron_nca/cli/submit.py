@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_nca import plan
 from megatron_nca.cli.arguments import accept_overrides_anywhere
+from megatron_nca.cli.sending import send
 from megatron_nca.cluster import submission
 from megatron_nca.cluster.profile import load_cluster
 from megatron_nca.cluster.script import Place
@@ -45,24 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
         describe(planned)
         return 0
     return send(planned)
-
-
-def send(planned: Planned) -> int:
-    """Submit what is left of a plan."""
-    if not planned.to_do:
-        print(f"{planned.run.path}: all is whole, nothing to submit")
-        return 0
-    _check_boards(planned)
-    submission.submit(planned, lambda line: print(line, flush=True))
-    print(f"{len(planned.to_do)} submissions; look with: megatron-nca status {planned.run.path}", flush=True)
-    return 0
-
-
-def _check_boards(planned: Planned) -> None:
-    if planned.recipe.wandb is not None:
-        from megatron_nca.train import boards
-
-        boards.check(planned.recipe)
 
 
 def describe(planned: Planned) -> None:

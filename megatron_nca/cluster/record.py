@@ -45,7 +45,7 @@ def read(folder: SlurmFolder) -> Submission | None:
     try:
         values = json.loads(folder.jobs.read_text(encoding="utf-8"))
         return Submission(values["submission"], tuple(_job(job) for job in values["jobs"]))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder.jobs}: cannot be read ({error}). Cure: cancel its jobs with scancel, then remove "
