@@ -37,7 +37,8 @@ class Node:
     memory: str | None = None
     """--mem, of a node; `0` is all. None: the partition's default."""
     disk: str | None = None
-    """A folder on the node's own disk or in its memory, such as /tmp or $SLURM_TMPDIR, for temporary files."""
+    """A folder on the node's own disk or in its memory, such as $SLURM_TMPDIR, where a recipe's `on_node.folder` is;
+    a node on which it cannot be written is passed over."""
     disk_gb: float = 0.0
     """That must be free there, in 10^9 bytes, or the node is passed over."""
     internet: bool = True

@@ -129,3 +129,18 @@ def test_here_by_torchrun_on_two_machines_and_on_slurm_by_turns(slurm, tmp_path,
     plans.call("resubmit", run)
     slurm.finish(run, 1200)
     assert plans.metrics(run) == undisturbed(values)
+
+
+def test_torchrun_on_each_node_and_a_series_in_place_of_requeues(slurm, tmp_path, undisturbed):
+    values = plans.one_phase(300, 50)
+    cluster = {"launcher": "torchrun", "resume_by": "series", "series": 3, "node": {"devices": 1}}
+    run = slurm.submit(tmp_path, values, cluster)
+    plans.wait(lambda: plans.iteration(run) >= 10, 600, "training", lambda: slurm.account(run))
+    warned = next(entry[0] for entry in slurm.queue() if entry[1].endswith("nca.nca") and entry[2] == "RUNNING")
+    subprocess.run(["scancel", "--batch", "--signal=USR2", warned], check=True)
+    log = slurm.finish(run, 1200)
+    assert "002-nca.nca: again: time is up, all is saved" in log and "002-nca.nca: done: was whole" in log, log
+    assert (run / "report" / "report.md").is_file(), log
+    text = "".join(path.read_text() for path in (run / "slurm" / "logs").glob("*nca.nca*"))
+    assert "torchrun --nnodes 2 --nproc-per-node 1" in text
+    assert plans.metrics(run) == undisturbed(values)
