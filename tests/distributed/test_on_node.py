@@ -19,6 +19,8 @@ from launching import REPOSITORY, TIMES, command, execute, initialise, read_metr
 PHASE = "dp2"
 MANY = 400_000
 """Sequences that take the generator some ten seconds; 20 iterations read 80 of them."""
+PATIENCE = 400
+"""Seconds until what takes seconds on two quiet cores is taken for hung."""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def test_two_nodes_make_it_once_each_before_the_first_iteration(few: Path, initi
         meeting = ["--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", str(port)]
         agents.append(start([*launch[:place], *meeting, *launch[place + 1 :]], logs[rank], nodes[rank]))
     for agent, log in zip(agents, logs, strict=True):
-        assert agent.wait(timeout=120) == 0, log.read_text()
+        assert agent.wait(timeout=PATIENCE) == 0, log.read_text()
     assert lines(run) == lines(few)
     for node in nodes:
         check_same_data(node / "nca", few)
@@ -130,7 +132,7 @@ def test_two_nodes_make_it_once_each_before_the_first_iteration(few: Path, initi
 
 def generator_of(process: subprocess.Popen, log: Path) -> psutil.Process:
     """The generator that a training has started."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -144,7 +146,7 @@ def generator_of(process: subprocess.Popen, log: Path) -> psutil.Process:
 
 
 def wait_for(path: Path, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
@@ -158,14 +160,14 @@ def test_generator_and_ranks_killed_and_started_again(many: Path, initial: Path,
 
     process = start(training(run), log)
     generator = generator_of(process, log)
-    deadline = time.monotonic() + 60
-    while generator.nice() != 10:  # it lowers its priority itself
+    deadline = time.monotonic() + PATIENCE
+    while generator.nice() <= os.nice(0):  # it lowers its priority itself
         assert time.monotonic() < deadline
     generator.send_signal(signal.SIGSTOP)  # a generator that makes nothing more
     time.sleep(1)
     assert process.poll() is None, "training waits"
     generator.kill()
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=PATIENCE) != 0
     said = log.read_text()
     assert said.count("ended with signal SIGKILL") == 1 and "start this training again" in said
     assert "Traceback (most recent call last)" not in said.split("ChildFailedError")[0].split("torch/distributed")[0]
