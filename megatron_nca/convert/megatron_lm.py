@@ -76,8 +76,9 @@ def read(path: Path, vocab_size: int | None = None) -> CanonicalCheckpoint:
     common = pickles.load(folder / COMMON_FILE, folder / COMMON_FILE, _KNOWN)
     args = common.get("args") if isinstance(common, dict) else None
     if not isinstance(args, argparse.Namespace):
-        raise CheckpointError(f"{folder / COMMON_FILE}: holds no arguments of a training with Megatron-LM. "
-                              "Cure: give a checkpoint that its save_checkpoint wrote.")
+        raise CheckpointError(f"{folder}: is neither a whole checkpoint of this project (run_config.yaml is missing) "
+                              f"nor one of Megatron-LM's ({COMMON_FILE} holds no arguments of its training). "
+                              "Cure: give one that is whole.")
     reader = TorchDistReader(folder)
     tensors, ignored = megatron.weights(reader)
     rows = next((tensor.shape[0] for tensor in tensors if tensor.name == "embedding.weight"), 0)

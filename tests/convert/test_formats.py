@@ -86,7 +86,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, trained: Path, convert: Callable
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["megatron", "--from", "SOURCE"], "Did you mean 'megatron-nca'?"),
+        (["megatron-ncaa", "--from", "SOURCE"], "Did you mean 'megatron-nca'?"),
         (["megatron-nca", "--from", "MISSING"], "MISSING: is not there"),
         (["megatron-nca", "--from", "EMPTY"], "is of no known format (megatron-nca: "),
         (["megatron-nca", "--from", "SOURCE", "--from-format", "hff"], "--from-format hff: is no format"),
