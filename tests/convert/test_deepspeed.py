@@ -17,7 +17,8 @@ from megatron_nca.convert import deepspeed, llama, megatron
 from megatron_nca.convert.torch_file import TorchFile
 from megatron_nca.errors import CheckpointError
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")]
+MISSING = importlib.util.find_spec("deepspeed") is None
+pytestmark = [pytest.mark.long, pytest.mark.skipif(MISSING, reason="deepspeed is not installed")]
 WORKER = Path(__file__).with_name("deepspeed_worker.py")
 CASES = ("1-bf16", "2-fp32", "3-bf16-tied")
 OPTIONS = {"num_heads": 4, "rope_base": 10_000, "norm_epsilon": 1e-6, "sequence_length": 32}
