@@ -1,4 +1,4 @@
-"""The one reader of pickles that come in files. It runs no code from them, whoever wrote them.
+"""The one reader of pickles that come in files, which runs no code from them, whoever wrote them, and their writer.
 
 Training's resume, with either engine, and the converters read through it: `.metadata` of Megatron's torch_dist
 checkpoints by an unpickler that knows the classes of that format alone, all that torch.save wrote with
@@ -6,6 +6,7 @@ weights_only=True, without what other packages of this process have told torch t
 """
 
 import contextlib
+import io
 import os
 import pickle
 import re
@@ -114,6 +115,20 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Write the table of a torch_dist checkpoint. Raises OSError."""
     with open(folder / METADATA_FILE, "wb") as file:
         pickle.dump(metadata, file)
+
+
+def without_numbers(tensor: torch.Tensor) -> bytes:
+    """The pickle of a tensor in an archive of torch.save, whose numbers are its record `data/0`."""
+    file = io.BytesIO()
+    _TensorPickler(file, protocol=2).dump(tensor.detach())
+    return file.getvalue()
+
+
+class _TensorPickler(pickle.Pickler):
+    def persistent_id(self, value: object) -> tuple | None:
+        if isinstance(value, torch.storage.TypedStorage):
+            return "storage", getattr(torch, value._pickle_storage_type()), "0", "cpu", value._size()
+        return None
 
 
 class _MetadataUnpickler(pickle.Unpickler):

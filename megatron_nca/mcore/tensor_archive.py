@@ -5,7 +5,6 @@ here, torch.load reads; what torch.save writes, is read and compared here.
 """
 
 import io
-import pickle
 import zipfile
 import zlib
 from typing import BinaryIO
@@ -19,24 +18,13 @@ _SMALL = 1 << 20
 """Bytes at once; records of an archive up to this size are no numbers worth a second thought."""
 
 
-class _Pickler(pickle.Pickler):
-    """Leaves the numbers out: they are record `data/0`."""
-
-    def persistent_id(self, value: object) -> tuple | None:
-        if isinstance(value, torch.storage.TypedStorage):
-            return "storage", getattr(torch, value._pickle_storage_type()), "0", "cpu", value._size()
-        return None
-
-
 def write(tensor: torch.Tensor, file: BinaryIO) -> None:
     """Append an archive to a stream: nothing is sought or read. `tensor` is contiguous and owns all of its storage.
 
     Raises OSError.
     """
-    table = io.BytesIO()
-    _Pickler(table, protocol=2).dump(tensor.detach())
     with zipfile.ZipFile(_Stream(file), "w") as archive:
-        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), table.getvalue())
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), pickles.without_numbers(tensor))
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
         numbers = zipfile.ZipInfo("archive/data/0")
         numbers.file_size = tensor.nbytes
