@@ -12,7 +12,7 @@
         done.json or stopped.json or failed.json}
     RUN/arms/<arm>/seed<k>/<phase>/attempts/<n>      one file for each training that was begun
     RUN/report/{report.md, runs.csv, curves.png}
-    RUN/slurm/{cluster.yaml, jobs.json, progress.txt, queue.json, scripts/<job>.sh, logs/<job>-<id>.log,
+    RUN/slurm/{cluster.yaml, jobs.json, ids.jsonl, progress.txt, queue.json, scripts/<job>.sh, logs/<job>-<id>.log,
         attempts/<job>.<element>/<n>, ends/<job>.<element>.json}                 (submit)
 A phase that several arms share is run in the first of them; the others hold a symbolic link to its folder.
 """
@@ -127,6 +127,16 @@ class SlurmFolder:
     def jobs(self) -> Path:
         """The jobs of the last submission and their ids."""
         return self.path / "jobs.json"
+
+    @property
+    def ids(self) -> Path:
+        """The numbers that Slurm gave the jobs of all submissions."""
+        return self.path / "ids.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one submission at work here."""
+        return self.path / ".lock"
 
     @property
     def progress(self) -> Path:

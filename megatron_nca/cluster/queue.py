@@ -15,7 +15,7 @@ from megatron_nca.files import write_text
 
 ASK_SECONDS = 30.0
 """Least time between two questions about the queue, of all commands that look at one run folder."""
-FIELDS = "%F|%K|%T|%r|%L|%N|%i"
+FIELDS = "%F|%K|%T|%r|%L|%N"
 OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 
 
@@ -83,7 +83,7 @@ def ask_entries() -> tuple[Entry, ...]:
     words = ("--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--format={FIELDS}")
     result = []
     for line in _ask("squeue", *words).splitlines():
-        job, element, state, reason, left, nodes, _ = line.split("|")
+        job, element, state, reason, left, nodes = line.split("|")
         result.append(Entry(job, int(element) if element.isdecimal() else None, state, reason, left, nodes))
     return tuple(result)
 

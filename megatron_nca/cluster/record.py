@@ -5,7 +5,6 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from megatron_nca import files
 from megatron_nca.cluster import queue
@@ -60,7 +59,7 @@ def _job(values: dict) -> Job:
 
 def note_id(folder: SlurmFolder, submission: Submission, job: str, number: str) -> None:
     """Keep the number that Slurm gave a job, before the next one is submitted."""
-    with open(_ids(folder), "a", encoding="utf-8") as file:
+    with open(folder.ids, "a", encoding="utf-8") as file:
         file.write(json.dumps({"submission": submission.name, "job": job, "id": number}) + "\n")
 
 
@@ -68,17 +67,13 @@ def ids(folder: SlurmFolder, submission: Submission) -> dict[str, list[str]]:
     """Job -> its numbers, of a series several in order."""
     result: dict[str, list[str]] = {}
     try:
-        lines = _ids(folder).read_text(encoding="utf-8").splitlines()
+        lines = folder.ids.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         lines = []
     for line in map(json.loads, lines):
         if line["submission"] == submission.name:
             result.setdefault(line["job"], []).append(line["id"])
     return result
-
-
-def _ids(folder: SlurmFolder) -> Path:
-    return folder.path / "ids.jsonl"
 
 
 def ends(folder: SlurmFolder, submission: Submission, job: Job) -> dict[int, dict]:

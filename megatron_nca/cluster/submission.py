@@ -1,7 +1,9 @@
 """A recipe and a cluster in, jobs in the queue out: what can be known beforehand is checked before the first one."""
 
+import contextlib
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from megatron_nca.cluster.script import Place
 from megatron_nca.config.recipe import Recipe
 from megatron_nca.config.schema import suggest, to_yaml
 from megatron_nca.errors import ConfigError, LaunchError, explain
-from megatron_nca.run_dir import RunFolder, SlurmFolder
+from megatron_nca.run_dir import RunFolder
 
 
 @dataclass(frozen=True)
@@ -78,43 +80,54 @@ def _layout(parallel: object) -> str:
     return f"TP{parallel.tensor} PP{parallel.pipeline} CP{parallel.context} DP{parallel.data}"
 
 
-def submit(
-    plan_: Planned, say: Callable[[str], None], begin: Callable[[], None] = lambda: None
-) -> Submission:
+def submit(wanted: Planned, say: Callable[[str], None]) -> Submission:
     """Check, freeze and submit. Either all jobs are in the queue or none is.
 
-    `begin` is called when nothing can be known to be wrong any more, before the run folder is written. Raises
-    ConfigError, DataError, LaunchError.
+    Raises ConfigError, DataError, LaunchError.
     """
-    run, folder = plan_.run, plan_.run.slurm
-    for warning in plan.check(plan_.recipe):
+    run = wanted.run
+    for warning in plan.check(wanted.recipe):
         if "cores" not in warning:  # of this machine
             say(f"warning: {warning}")
-    _check_disk(plan_)
-    record.check_free(run)
-    _check_arrays(plan_)
-    begin()
-    lock = files.try_lock(run.lock, shared=True)
-    if lock is None:
-        cure = "wait for it, stop it, or choose another folder."
-        raise ConfigError(explain("--run-dir", str(run.path), "another `megatron-nca run` is at work there.", cure))
-    plan.freeze(plan_.recipe, run)
-    plan.record_source(run)
-    plan.link_shared_phases(plan_.recipe, run)
-    submission = Submission.new(plan_.jobs)
-    files.write_text(folder.cluster, to_yaml(plan_.cluster))
-    folder.logs.mkdir(parents=True, exist_ok=True)
-    texts = {job.name: plan_.scripts(job) for job in plan_.to_do}
-    for name, text in ((name, text) for of_job in texts.values() for name, text in of_job.items()):
-        files.write_text(folder.script(name), text)
-    _let_slurm_check(plan_, folder)
+    _check_disk(wanted)
+    _check_arrays(wanted)
+    with _held(run):
+        plan.freeze(wanted.recipe, run)
+        plan.record_source(run)
+        plan.link_shared_phases(wanted.recipe, run)
+        files.write_text(run.slurm.cluster, to_yaml(wanted.cluster))
+        run.slurm.logs.mkdir(parents=True, exist_ok=True)
+        texts = {job.name: wanted.scripts(job) for job in wanted.to_do}
+        for name, text in ((name, text) for of_job in texts.values() for name, text in of_job.items()):
+            files.write_text(run.slurm.script(name), text)
+        _let_slurm_check(wanted)
+        return _send(wanted, {name: list(of_job) for name, of_job in texts.items()})
+
+
+@contextlib.contextmanager
+def _held(run: RunFolder) -> Iterator[None]:
+    """No other `submit`, and no `run`. Raises ConfigError."""
+    with contextlib.ExitStack() as at_the_end:
+        for path, what in ((run.slurm.lock, "submit"), (run.lock, "run")):
+            lock = files.try_lock(path, shared=path == run.lock)
+            if lock is None:
+                cure = "wait for it, stop it, or choose another folder."
+                reason = f"another `megatron-nca {what}` is at work there."
+                raise ConfigError(explain("--run-dir", str(run.path), reason, cure))
+            at_the_end.callback(os.close, lock)
+        record.check_free(run)
+        yield
+
+
+def _send(wanted: Planned, scripts: dict[str, list[str]]) -> Submission:
+    """Job after job into the queue; none is left there if one is refused."""
+    submission, folder = Submission.new(wanted.jobs), wanted.run.slurm
     submission.write(folder)
     numbers: dict[str, str] = {}
     try:
-        for job in plan_.to_do:
-            after = dependency(job, numbers)
-            for name in texts[job.name]:
-                turn = "singleton" if plan_.is_series(job) else ""
+        for job in wanted.to_do:
+            turn, after = "singleton" if wanted.is_series(job) else "", dependency(job, numbers)
+            for name in scripts[job.name]:
                 numbers[job.name] = queue.submit(folder.script(name), ",".join(filter(None, (turn, after))))
                 record.note_id(folder, submission, job.name, numbers[job.name])
             attempts.say(folder.progress, job.name, f"submitted as job {numbers[job.name]}")
@@ -133,36 +146,36 @@ def dependency(job: Job, numbers: dict[str, str]) -> str:
     return ",".join(f"{kind}:{':'.join(of_kind)}" for kind, of_kind in found.items() if of_kind)
 
 
-def _check_disk(plan_: Planned) -> None:
+def _check_disk(wanted: Planned) -> None:
     """The estimate of the whole run against what is free there; a quota is known to Slurm's users alone."""
-    there = plan_.run.path.resolve()
+    there = wanted.run.path.resolve()
     while not there.exists():
         there = there.parent
-    data, checkpoints = plan.estimate_bytes(plan_.recipe)
+    data, checkpoints = plan.estimate_bytes(wanted.recipe)
     free = shutil.disk_usage(there).free
-    if free < data + checkpoints and not plan_.run.recipe.exists():
+    if free < data + checkpoints and not wanted.run.recipe.exists():
         reason = f"the run takes up to {(data + checkpoints) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there."
         cure = "free some space or choose another folder."
-        raise ConfigError(explain("--run-dir", str(plan_.run.path), reason, cure))
-    for name, bank in plan_.cluster.generation.banks.items():
+        raise ConfigError(explain("--run-dir", str(wanted.run.path), reason, cure))
+    for name, bank in wanted.cluster.generation.banks.items():
         if not Path(bank, "zarr.json").is_file():
             cure = "begin one with `megatron-nca bank fill` (docs/bank.md)."
             raise ConfigError(explain(f"generation.banks.{name}", bank, "there is no bank.", cure))
 
 
-def _check_arrays(plan_: Planned) -> None:
-    largest = max((len(job.elements) for job in plan_.to_do), default=1)
+def _check_arrays(wanted: Planned) -> None:
+    largest = max((len(job.elements) for job in wanted.to_do), default=1)
     limit = queue.configured("MaxArraySize")
     if largest > 1 and limit is not None and largest > int(limit):
         cure = f"set array_limit: {limit} in the cluster file."
-        raise ConfigError(explain("array_limit", plan_.cluster.array_limit, f"this cluster takes {limit}.", cure))
+        raise ConfigError(explain("array_limit", wanted.cluster.array_limit, f"this cluster takes {limit}.", cure))
 
 
-def _let_slurm_check(plan_: Planned, folder: SlurmFolder) -> None:
+def _let_slurm_check(wanted: Planned) -> None:
     """One script of each shape: the controller knows its accounts, partitions and limits best."""
-    shapes: dict[tuple, str] = {}
-    for job in plan_.to_do:
-        shapes.setdefault((job.ranks, job.trains), next(iter(plan_.scripts(job))))
+    shapes, folder = {}, wanted.run.slurm
+    for job in wanted.to_do:
+        shapes.setdefault((job.ranks, job.trains), next(iter(wanted.scripts(job))))
     for (ranks, _), name in shapes.items():
         try:
             queue.test(folder.script(name))

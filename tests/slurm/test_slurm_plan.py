@@ -39,7 +39,7 @@ def test_losses_are_those_of_a_run_here(chain, tmp_path):
         assert plans.metrics(run, phase) == plans.metrics(tmp_path / "here", phase)
     assert len(plans.metrics(run, "nca")) == 6 + 3 and len(plans.metrics(run, "text")) == 200 + 5
     assert (run / "report" / "report.md").is_file()
-    assert log.count("done: ") == 6, log
+    assert log.count("done: ") == 7, log
 
 
 def test_a_warned_job_saves_and_goes_on(chain):

@@ -37,8 +37,8 @@ def stops(log: str) -> list[int]:
 
 
 def test_a_phase_longer_than_its_time_limit(slurm, tmp_path, undisturbed):
-    values = plans.one_phase(3000, 1000, parallel={})
-    cluster = {"time": "2m", "warn": "15s", "tries": 10}
+    values = plans.one_phase(3000, 1000)
+    cluster = {"time": "2m", "warn": "15s", "node": {"devices": 1}, "tries": 10}
     run = slurm.submit(tmp_path, values, cluster)
     log = slurm.finish(run, 1500)
     found = stops(log)
