@@ -31,6 +31,7 @@ def chain(slurm, tmp_path_factory):
     return run, slurm.finish(run, 600), seen
 
 
+@pytest.mark.long
 def test_losses_are_those_of_a_run_here(chain, tmp_path):
     run, log, seen = chain
     assert seen["nodes"] in ("n[1-2]", "n[2-3]", "n[1,3]")
@@ -42,6 +43,7 @@ def test_losses_are_those_of_a_run_here(chain, tmp_path):
     assert log.count("done: ") == 7, log
 
 
+@pytest.mark.long
 def test_a_warned_job_saves_and_goes_on(chain):
     run, log, _ = chain
     assert "004-nca.text: again: time is up, all is saved" in log
@@ -50,18 +52,21 @@ def test_a_warned_job_saves_and_goes_on(chain):
     assert not (run / "arms/nca/seed0/text/stopped.json").exists()
 
 
+@pytest.mark.long
 def test_a_live_plan_is_not_walked_by_another(chain):
     for verb in ("run", "resubmit"):
         result = chain[2][verb]
         assert result.returncode == 2 and "a plan on Slurm is at work here" in result.stderr, result.stderr
 
 
+@pytest.mark.long
 def test_status_tells_of_a_training_at_work(chain):
     text = chain[2]["status"]
     assert "to do    nca nca seed0: train: iteration" in text and "tokens/s" in text
     assert "003-nca.nca" in text and "running on n[" in text and "pending (Dependency)" in text
 
 
+@pytest.mark.long
 def test_status_and_logs_afterwards(chain):
     run = chain[0]
     text = plans.call("status", run).stdout
@@ -71,6 +76,7 @@ def test_status_and_logs_afterwards(chain):
     assert "all 9 steps are done" in plans.call("run", run / "recipe.yaml", "--run-dir", run).stdout
 
 
+@pytest.mark.long
 def test_status_asks_the_controller_once_in_thirty_seconds(chain, tmp_path):
     run = chain[0]
     spy = tmp_path / "squeue"
