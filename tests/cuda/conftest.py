@@ -53,7 +53,8 @@ def emulated(tmp_path_factory) -> ModuleType:
     return module
 
 
-@pytest.fixture(params=["emulated", "emulated, lanes reversed", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=["emulated", pytest.param("emulated, lanes reversed", marks=pytest.mark.long),
+                        pytest.param("cuda", marks=pytest.mark.cuda)])
 def backend(request, monkeypatch) -> str:
     """What runs as the device "cuda" during the test."""
     if request.param == "cuda":
