@@ -5,6 +5,7 @@ import logging
 import math
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,19 +158,21 @@ def log_records(content: bytes) -> Iterator[bytes]:
 
 
 def history(path: Path) -> tuple[list[dict], tuple[str, str, str]]:
-    """The logged rows of a run's file, and its project, group and name."""
+    """The logged rows of a run's file, and its project, group and name; a process of wandb's own ends the file."""
     from wandb.proto import wandb_internal_pb2
 
-    rows, identity = [], None
-    for data in log_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
-        elif record.WhichOneof("record_type") == "run" and identity is None:
-            identity = record.run.project, record.run.run_group, record.run.display_name
-    return rows, identity
+    deadline, kinds = time.monotonic() + 60, {}
+    while "exit" not in kinds and time.monotonic() < deadline:
+        time.sleep(0.05)
+        kinds = {}
+        for data in log_records(path.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            kinds.setdefault(record.WhichOneof("record_type"), []).append(record)
+    run = kinds["run"][0].run
+    rows = [{item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            for record in kinds["history"]]
+    return rows, (run.project, run.run_group, run.display_name)
 
 
 def test_weights_and_biases_that_is_not_installed_is_one_message(recipe_values, tmp_path, monkeypatch):
