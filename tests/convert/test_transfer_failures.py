@@ -186,6 +186,7 @@ def test_a_killed_transfer_leaves_nothing_under_the_name(tmp_path: Path, recipe:
     assert (target / "account.json").is_file()
 
 
+@pytest.mark.long
 def test_memory_is_bounded_by_a_few_tensors(tmp_path: Path):
     """The transfer of 130 MB in tensors of at most 8 MB adds less than 40 MB to that of a tiny checkpoint."""
     calls = []

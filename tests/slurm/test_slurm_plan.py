@@ -107,6 +107,7 @@ def test_what_always_crashes_ends_the_chain(slurm, tmp_path):
     assert "not run, for 001-data.automata.1 has ended so" in text
 
 
+@pytest.mark.long
 def test_an_array_of_eight_on_one_bank_with_two_killed(slurm, tmp_path):
     values = plans.one_phase(6, 3)
     values["datasets"]["automata"]["sequences"] = 4000
