@@ -8,14 +8,14 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from megatron_nca.errors import DataError
 
-Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @contextlib.contextmanager
@@ -120,16 +120,15 @@ def highest_number(folder: Path) -> int:
         return 0
 
 
-def ahead(reads: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """What the calls return, in turn; the next one is made in a thread while the caller works on the last result."""
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items in their order; the next one is made in a thread while the caller works on the last."""
+    source, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:
-        pending: list[Future] = []
-        for read in reads:
-            pending.append(thread.submit(read))
-            if len(pending) > 1:
-                yield pending.pop(0).result()
-        for last in pending:
-            yield last.result()
+        coming = thread.submit(next, source, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, source, end)
+            yield item
+            del item  # before the one after the next is made
 
 
 class HashedFile(io.RawIOBase):

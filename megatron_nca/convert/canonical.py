@@ -6,7 +6,7 @@ Spokes (one file a format) make one from their files or write their files from o
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class CanonicalTensor:
-    """`read()` gives a CPU tensor of `shape` and `dtype`, read anew each time; `note` says what a user should know."""
+    """`read()` gives a CPU tensor of `shape` and `dtype`, read anew each time; `note` says what a user should know.
+
+    Where its format can give a tensor in parts, `read` is an object that has `in_blocks()` too.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], torch.Tensor]
     note: str | None = None
+
+    def in_blocks(self) -> Iterator[torch.Tensor]:
+        """The numbers of `read()`, flat and in order, in pieces as they come from the file, or all at once."""
+        blocks = getattr(self.read, "in_blocks", None)
+        if blocks is not None:
+            yield from blocks()
+        else:
+            yield self.read().contiguous().view(-1)
 
 
 @dataclass(frozen=True)

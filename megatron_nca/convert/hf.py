@@ -10,8 +10,8 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ from megatron_nca.initialise import tensor_table
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_BLOCK = 1 << 19
+"""Numbers read at once: so many that they stay in a processor's cache until they are written."""
 SHARD_BYTES = 5_000_000_000
 """A file ends before it would become larger, as those of Hugging Face do; a tensor that is larger has its own."""
 
@@ -135,22 +137,41 @@ def _tensor(name: str, shape: tuple[int, ...], parts: list[Entry], model: ModelC
     placed = list(boxes(name, shape, model))
     filled = sum(box.rows for box in placed)
     note = f"rows {filled} to {shape[0] - 1} are padding and zero" if filled < shape[0] else None
-    return CanonicalTensor(name, shape, parts[0].dtype, partial(_assemble, shape, parts, placed, filled), note)
+    return CanonicalTensor(name, shape, parts[0].dtype, _Rows(shape, tuple(parts), tuple(placed)), note)
 
 
-def _assemble(shape: tuple[int, ...], parts: list[Entry], placed: list[Box], filled: int) -> torch.Tensor:
-    """Rows go from the file to their place."""
-    result = torch.empty(shape, dtype=DTYPES[parts[0].dtype])
-    width = math.prod(shape[1:])
-    for box in placed:
-        parts[box.part].read_into(result[box.here:box.here + box.rows], box.there * width)
-    result[filled:] = 0
-    return result
+@dataclass(frozen=True)
+class _Rows:
+    """A tensor here whose rows lie in `parts`; those in no box are zero and the last ones."""
+
+    shape: tuple[int, ...]
+    parts: tuple[Entry, ...]
+    placed: tuple[Box, ...]
+    """In the order in which they lie here."""
+
+    def __call__(self) -> torch.Tensor:
+        return self._read(0, math.prod(self.shape)).view(self.shape)
+
+    def in_blocks(self) -> Iterator[torch.Tensor]:
+        numbers = math.prod(self.shape)
+        return (self._read(first, min(_BLOCK, numbers - first)) for first in range(0, numbers, _BLOCK))
+
+    def _read(self, first: int, count: int) -> torch.Tensor:
+        """`count` numbers from the `first`-th on of the flat tensor, straight from the files."""
+        result, done, width = torch.empty(count, dtype=DTYPES[self.parts[0].dtype]), 0, math.prod(self.shape[1:])
+        for box in self.placed:
+            begin, end = max(first, box.here * width), min(first + count, (box.here + box.rows) * width)
+            if begin < end:
+                there = begin + (box.there - box.here) * width
+                self.parts[box.part].read_into(result[begin - first:end - first], there)
+                done = end - first
+        result[done:] = 0
+        return result
 
 
 def write(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], None] = lambda aside: None,
           tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write `checkpoint` under `folder` whole or not at all; in memory are one tensor and the next.
+    """Write `checkpoint` under `folder` whole or not at all; in memory are one block and the next.
 
     `tokenizer`: what `hf_tokenizer.write` takes. `last(aside)` may put further files into the folder before it gets
     its name. Raises CheckpointError, and DataError when the disk fills up.
@@ -167,8 +188,8 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], 
             several = f"model-{number:05}-of-{len(shards):05}.safetensors"
             file = several if len(shards) > 1 else SINGLE_FILE
             table = {name: (shape, tensor.dtype) for tensor in tensors for name, shape in _there(tensor, checkpoint)}
-            with contextlib.closing(ahead(tensor.read for tensor in tensors)) as values:
-                pieces = (piece for tensor in tensors for piece in _pieces(tensor, next(values), checkpoint.model))
+            with contextlib.closing(ahead(_blocks(tensors))) as blocks:
+                pieces = (piece for block in blocks for piece in _pieces(*block, checkpoint.model))
                 safetensors_file.write(aside / file, table, pieces)
             weight_map |= dict.fromkeys(table, file)
         if len(shards) > 1:
@@ -185,12 +206,24 @@ def _there(tensor: CanonicalTensor, checkpoint: CanonicalCheckpoint) -> list[tup
     return there_of(tensor.name, tensor.shape, checkpoint.model)
 
 
-def _pieces(tensor: CanonicalTensor, values: torch.Tensor,
-            model: ModelConfig) -> Iterator[tuple[str, list[torch.Tensor]]]:
-    """The tensors there of one here, as parts of it."""
-    placed = list(boxes(tensor.name, tensor.shape, model))
-    for part, name in enumerate(llama.HUGGING_FACE.of(tensor.name)):
-        yield name, [values[box.here:box.here + box.rows] for box in placed if box.part == part]
+def _blocks(tensors: Iterable[CanonicalTensor]) -> Iterator[tuple[CanonicalTensor, int, torch.Tensor]]:
+    """All numbers, and which of their tensor is a block's first."""
+    for tensor in tensors:
+        first = 0
+        for block in tensor.in_blocks():
+            first += block.numel()
+            yield tensor, first - block.numel(), block
+            del block  # before the next is read
+
+
+def _pieces(tensor: CanonicalTensor, first: int, block: torch.Tensor,
+            model: ModelConfig) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """Which numbers of which tensors there are those of a block here, from the `first`-th on."""
+    names, width = llama.HUGGING_FACE.of(tensor.name), math.prod(tensor.shape[1:])
+    for box in boxes(tensor.name, tensor.shape, model):
+        begin, end = max(first, box.here * width), min(first + block.numel(), (box.here + box.rows) * width)
+        if begin < end:
+            yield names[box.part], begin + (box.there - box.here) * width, block[begin - first:end - first]
 
 
 def _nbytes(tensor: CanonicalTensor, checkpoint: CanonicalCheckpoint) -> int:

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,14 @@ from megatron_nca.convert.canonical import DTYPES, CanonicalCheckpoint, Canonica
 from megatron_nca.errors import CheckpointError
 from megatron_nca.files import publish
 from megatron_nca.mcore import torch_dist
-from megatron_nca.mcore.torch_dist import METADATA_FILE, Chunk, StoredTensor, TorchDistReader, write_checkpoint
+from megatron_nca.mcore.torch_dist import (
+    METADATA_FILE,
+    Chunk,
+    StoredTensor,
+    StoredValues,
+    TorchDistReader,
+    write_checkpoint,
+)
 
 LAYER_KEYS = {
     "attention_norm.weight": "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
@@ -144,7 +150,7 @@ def stored_tensors(checkpoint: CanonicalCheckpoint) -> list[StoredTensor]:
     for name, key in OTHER_KEYS.items():
         if name in by_name:  # a tied head is not
             tensor = by_name[name]
-            whole = Chunk((0,) * len(tensor.shape), tensor.shape, tensor.read)
+            whole = Chunk((0,) * len(tensor.shape), tensor.shape, tensor.in_blocks)
             stored.append(StoredTensor(key, tensor.shape, DTYPES[tensor.dtype], (whole,)))
     for kind, key in LAYER_KEYS.items():
         tensors = [tensor for tensor in checkpoint.tensors if tensor.name.endswith(f".{kind}")]
@@ -163,8 +169,7 @@ def _common_dtype(key: str, tensors: list[CanonicalTensor]) -> torch.dtype:
 
 
 def _layer_chunk(tensor: CanonicalTensor, layer: int) -> Chunk:
-    shape = (1, *tensor.shape)
-    return Chunk((layer,) + (0,) * len(tensor.shape), shape, lambda: tensor.read().reshape(shape))
+    return Chunk((layer,) + (0,) * len(tensor.shape), (1, *tensor.shape), tensor.in_blocks)
 
 
 def _tensor(reader: TorchDistReader, table: dict, name: str, key: str, layer: int | None) -> CanonicalTensor:
@@ -177,7 +182,7 @@ def _tensor(reader: TorchDistReader, table: dict, name: str, key: str, layer: in
         note = f"stored as {dtype}, without an fp32 main weight"
 
     return CanonicalTensor(name, shape if layer is None else shape[1:], table[source][1],
-                           partial(reader.read, source, layer), note)
+                           StoredValues(reader, source, layer), note)
 
 
 def _reason_to_ignore(key: str) -> str | None:

@@ -8,8 +8,9 @@ the other's files.
 import io
 import json
 import math
+import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,30 +134,31 @@ def _counts(values: object) -> bool:
 
 
 def write(path: Path, table: Mapping[str, tuple[tuple[int, ...], str]],
-          tensors: Iterable[tuple[str, Sequence[torch.Tensor]]]) -> None:
-    """Write a file of the tensors named in `table` (shape and torch's name of the type), which come in its order.
+          blocks: Iterable[tuple[str, int, torch.Tensor]]) -> None:
+    """Write a file of the tensors named in `table` (shape and torch's name of the type).
 
-    Each comes as parts along its first axis and is let go of once it is written. Making the file durable is the
-    caller's. Raises OSError.
+    Numbers come in any order as (name, which number of that tensor is the first, flat numbers) and are let go of once
+    they are written. Making the file durable is the caller's. Raises OSError.
     """
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header, left, end = {"__metadata__": {"format": "pt"}}, {}, 0
     for name, (shape, dtype) in table.items():
-        first, end = end, end + math.prod(shape) * _SIZES[CODES[dtype]]
+        left[name] = math.prod(shape)
+        first, end = end, end + left[name] * _SIZES[CODES[dtype]]
         header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [first, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + _LENGTH.size) % 64)
     with open(path, "wb", buffering=0) as file:
-        _write_all(file, memoryview(_LENGTH.pack(len(text)) + text))
-        expected: Iterator[str] = iter(table)
-        for name, parts in tensors:
-            shape, dtype = table[name]
-            assert name == next(expected) and sum(part.numel() for part in parts) == math.prod(shape), name
-            assert all(str(part.dtype) == f"torch.{dtype}" for part in parts), name
-            for part in parts:
-                _write_all(file, bytes_of(part.contiguous()))
-        assert next(expected, None) is None, "tensors are missing"
+        _write_all(file, memoryview(_LENGTH.pack(len(text)) + text), 0)
+        for name, first, block in blocks:
+            assert str(block.dtype) == f"torch.{table[name][1]}", f"{name}: {block.dtype}"
+            place = header[name]["data_offsets"][0] + first * block.element_size()
+            _write_all(file, bytes_of(block), _LENGTH.size + len(text) + place)
+            left[name] -= block.numel()
+    assert not any(left.values()), f"numbers of {[name for name, count in left.items() if count]} are missing"
 
 
-def _write_all(file: io.FileIO, data: memoryview) -> None:
+def _write_all(file: io.FileIO, data: memoryview, place: int) -> None:
+    """At `place` in bytes, wherever that is."""
     while data:
-        data = data[file.write(data):]
+        done = os.pwrite(file.fileno(), data, place)
+        data, place = data[done:], place + done

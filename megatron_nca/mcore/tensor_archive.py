@@ -5,34 +5,90 @@ here, torch.load reads; what torch.save writes, is read and compared here.
 """
 
 import io
+import math
+import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import torch
 
 from megatron_nca import pickles
 
-_BLOCK = 1 << 23
+_BLOCK = 1 << 20
+"""Bytes at once: what is read, summed and written while it is in a processor's cache."""
 _SMALL = 1 << 20
-"""Bytes at once; records of an archive up to this size are no numbers worth a second thought."""
+"""Records of an archive up to this size are no numbers worth a second thought."""
+_PICKLE_BYTES = 1000
+"""More than what is said of any plain tensor takes."""
+_LOCAL_HEADER = struct.Struct("<26xHH")
+"""Before the bytes of a record: their name and an extra field follow it, of these lengths."""
 
 
-def write(tensor: torch.Tensor, file: BinaryIO) -> None:
-    """Append an archive to a stream: nothing is sought or read. `tensor` is contiguous and owns all of its storage.
+def write(shape: torch.Size, dtype: torch.dtype, blocks: Iterator[torch.Tensor], file: BinaryIO) -> None:
+    """Append the archive of a tensor to a stream: nothing is sought or read.
 
-    Raises OSError.
+    As many of `blocks` are taken as its numbers fill, in their order. Raises OSError.
     """
     with zipfile.ZipFile(_Stream(file), "w") as archive:
-        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), pickles.without_numbers(tensor))
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _pickle(shape, dtype))
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
         numbers = zipfile.ZipInfo("archive/data/0")
-        numbers.file_size = tensor.nbytes
+        numbers.file_size = left = math.prod(shape) * dtype.itemsize
         with archive.open(numbers, "w") as record:
-            data = _memory(tensor)
-            for first in range(0, len(data), _BLOCK):
-                record.write(data[first:first + _BLOCK])
+            while left:
+                block = next(blocks)
+                left -= block.nbytes
+                assert block.dtype == dtype and left >= 0, f"{block.dtype} {tuple(block.shape)} for {dtype} {shape}"
+                _write_in_parts(_bytes_of(block), record)
+                del block  # before the next is read
         archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
+
+
+def _write_in_parts(data: memoryview, file: BinaryIO) -> None:
+    for first in range(0, len(data), _BLOCK):
+        file.write(data[first:first + _BLOCK])
+
+
+def _pickle(shape: torch.Size, dtype: torch.dtype) -> bytes:
+    """What torch.save says of a tensor that owns all of its storage; none of its memory is touched."""
+    return pickles.without_numbers(torch.empty(shape, dtype=dtype))
+
+
+def in_blocks(file: BinaryIO, start: int, length: int, shape: torch.Size,
+              dtype: torch.dtype) -> Iterator[torch.Tensor] | None:
+    """The numbers of the archive that `read` reads, in pieces, the last one once their sum has been compared.
+
+    None unless the archive says of its tensor what `write` says of a tensor of `shape` and `dtype`. Raises
+    zipfile.BadZipFile.
+    """
+    part = _Part(file, start, length)
+    with zipfile.ZipFile(part) as archive:
+        records = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        said = {name: archive.read(entry) for name, entry in records.items() if entry.file_size < _PICKLE_BYTES}
+        numbers, size = records.get("data/0"), math.prod(shape) * dtype.itemsize
+        if (said.get("data.pkl"), said.get("byteorder")) != (_pickle(shape, dtype), b"little"):
+            return None
+        if numbers is None or numbers.file_size != size or numbers.compress_type != zipfile.ZIP_STORED or not size:
+            return None
+    part.seek(numbers.header_offset)
+    name_and_extra = sum(_LOCAL_HEADER.unpack(part.read(_LOCAL_HEADER.size)))
+    part.seek(part.tell() + name_and_extra)
+    return _numbers(part, numbers, dtype)
+
+
+def _numbers(part: "_Part", entry: zipfile.ZipInfo, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    left, found = entry.file_size, 0
+    while left:
+        block = torch.empty(min(_BLOCK, left) // dtype.itemsize, dtype=dtype)
+        data = _bytes_of(block)
+        if part.readinto(data) < len(data):
+            raise zipfile.BadZipFile(f"{entry.filename!r} is cut short")
+        left, found = left - len(data), zlib.crc32(data, found)
+        if not left and entry.CRC and found != entry.CRC:  # 0 was written where sums were turned off
+            raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename!r}")
+        yield block
 
 
 def read(file: BinaryIO, start: int, length: int, origin: object) -> object:
@@ -58,7 +114,9 @@ def read(file: BinaryIO, start: int, length: int, origin: object) -> object:
 
 def _compare(result: object, entry: zipfile.ZipInfo) -> None:
     """Of the numbers as they were loaded, so that they are read once."""
-    numbers = _memory(result.untyped_storage()) if isinstance(result, torch.Tensor) else memoryview(b"")
+    numbers = memoryview(b"")
+    if isinstance(result, torch.Tensor):
+        numbers = _bytes_of(torch.empty(0, dtype=torch.uint8).set_(result.untyped_storage()))
     found = 0
     for first in range(0, len(numbers), _BLOCK):
         found = zlib.crc32(numbers[first:first + _BLOCK], found)
@@ -66,10 +124,9 @@ def _compare(result: object, entry: zipfile.ZipInfo) -> None:
         raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename!r}")
 
 
-def _memory(values: torch.Tensor | torch.UntypedStorage) -> memoryview:
-    whole = torch.empty(0, dtype=torch.uint8).set_(values if isinstance(values, torch.UntypedStorage) else
-                                                   values.untyped_storage())
-    return memoryview(whole.numpy())
+def _bytes_of(values: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(values.view(-1).view(torch.uint8).numpy())
 
 
 class _Stream(io.RawIOBase):

@@ -12,7 +12,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,11 +41,11 @@ _CHUNK_OVERHEAD_BYTES = 4096
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor and how to get it: `read()` gives a tensor of `shape` and of the stored tensor's type."""
+    """A box of a tensor and how to get it: `blocks()` gives its numbers in order, flat and contiguous, in pieces."""
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
-    read: Callable[[], torch.Tensor]
+    blocks: Callable[[], Iterable[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,7 @@ class TorchDistReader:
         Raises CheckpointError if the chunks do not cover it exactly once or cannot be read.
         """
         entry = self._metadata.state_dict_metadata[key]
-        shape = tuple(entry.size)
-        first, size = (0,) * len(shape), shape
-        if layer is not None:
-            first, size = (layer, *first[1:]), (1, *shape[1:])
+        first, size = _box(tuple(entry.size), layer)
         result, covered = None, 0
         for chunk in entry.chunks:
             low = [max(a, b) for a, b in zip(first, chunk.offsets, strict=True)]
@@ -117,18 +113,42 @@ class TorchDistReader:
                                   "Cure: use another checkpoint of the series.")
         return result if layer is None else result[0]
 
-    def _read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
+    def in_blocks(self, key: str, layer: int | None = None) -> Iterator[torch.Tensor]:
+        """The numbers of `read(key, layer)` in order, flat: in pieces of some megabytes where one chunk is all of them
+        and lies in its file as numbers do, else at once.
+
+        The last piece comes once the sum of all has been compared. Raises CheckpointError.
+        """
+        entry = self._metadata.state_dict_metadata[key]
+        first, size = _box(tuple(entry.size), layer)
+        same = [chunk for chunk in entry.chunks if (tuple(chunk.offsets), tuple(chunk.sizes)) == (first, size)]
+        blocks = None
+        if len(same) == 1:
+            with self._open_chunk(key, same[0]) as (file, start, length):
+                blocks = tensor_archive.in_blocks(file, start, length, torch.Size(size), entry.properties.dtype)
+                if blocks is not None:
+                    yield from blocks
+        if blocks is None:
+            yield self.read(key, layer).contiguous().view(-1)
+
+    @contextlib.contextmanager
+    def _open_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Iterator[tuple[BinaryIO, int, int]]:
+        """The file of a chunk, where it begins there and how long it is; what fails then is said of the chunk."""
         place = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
         path = self.folder / place.relative_path
         try:
             with open(path, "rb", buffering=0) as file:
-                data = tensor_archive.read(file, place.offset, place.length, path)
+                yield file, place.offset, place.length
         except Exception as error:  # what torch.load raises on damaged bytes is not of one kind
             raise CheckpointError(f"{path}: the chunk of {key} at byte {place.offset} is damaged "
                                   f"({str(error)[:200]}). Cure: use another checkpoint of the series.") from error
+
+    def _read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
+        with self._open_chunk(key, chunk) as (file, start, length):
+            data = tensor_archive.read(file, start, length, file.name)
         if not isinstance(data, torch.Tensor) or data.shape != chunk.sizes:
-            raise CheckpointError(f"{path}: the chunk of {key} at byte {place.offset} is not a tensor of shape "
-                                  f"{tuple(chunk.sizes)}. Cure: use another checkpoint of the series.")
+            raise CheckpointError(f"{self.folder}: a chunk of {key} is not a tensor of shape {tuple(chunk.sizes)}. "
+                                  "Cure: use another checkpoint of the series.")
         return data
 
     def _check_files(self) -> None:
@@ -147,6 +167,28 @@ class TorchDistReader:
                     raise CheckpointError(f"{path}: {state}. Cure: use another checkpoint of the series.")
 
 
+def _box(shape: tuple[int, ...], layer: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offsets and sizes of a whole tensor, or of one slice of its first axis."""
+    if layer is None:
+        return (0,) * len(shape), shape
+    return (layer, *(0,) * (len(shape) - 1)), (1, *shape[1:])
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """A tensor of a checkpoint, or a slice of its first axis, to be read as a whole (by a call) or in blocks."""
+
+    reader: TorchDistReader
+    key: str
+    layer: int | None = None
+
+    def __call__(self) -> torch.Tensor:
+        return self.reader.read(self.key, self.layer)
+
+    def in_blocks(self) -> Iterator[torch.Tensor]:
+        return self.reader.in_blocks(self.key, self.layer)
+
+
 def read_tensor_table(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Key -> (shape, dtype name) of every tensor in a checkpoint folder. Raises CheckpointError."""
     return TorchDistReader(checkpoint).table
@@ -156,15 +198,13 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
                      common: dict | None = None, empty_objects: Iterable[str] = ()) -> dict[str, dict]:
     """Write a checkpoint that `megatron.core.dist_checkpointing.load` reads at any layout.
 
-
-    One chunk is in memory, and the next one, which is read meanwhile. `folder` is created; publishing it is the
+    One block is in memory, and the next one, which is read meanwhile. `folder` is created; publishing it is the
     caller's. `common` is what else `common.pt` holds, `empty_objects` are keys of sharded objects that are None. The
     bytes depend on the tensors only. Returns records for `file_list.write`. Raises CheckpointError if the disk has too
     little free space, OSError from writing.
     """
     tensors, records = list(tensors), {}
-    values = ahead(partial(_values, tensor, chunk) for tensor in tensors for chunk in tensor.chunks)
-    with contextlib.closing(values):
+    with contextlib.closing(ahead(in_step(tensors))) as values:
         for _ in writing(folder, tensors, values, content_metadata, records, common, empty_objects):
             pass
     return records
@@ -172,7 +212,9 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
 
 def in_step(tensors: Iterable[StoredTensor]) -> Iterator[torch.Tensor]:
     """Values for `writing` that are read when they are needed, none ahead."""
-    return (_values(tensor, chunk) for tensor in tensors for chunk in tensor.chunks)
+    for tensor in tensors:
+        for chunk in tensor.chunks:
+            yield from chunk.blocks()
 
 
 def writing(folder: Path, tensors: Sequence[StoredTensor], values: Iterator[torch.Tensor], content_metadata: dict,
@@ -196,7 +238,7 @@ def writing(folder: Path, tensors: Sequence[StoredTensor], values: Iterator[torc
             for chunk in tensor.chunks:
                 yield tensor.key, chunk.offsets
                 start = file.tell()
-                tensor_archive.write(next(values), file)
+                tensor_archive.write(torch.Size(chunk.shape), tensor.dtype, values, file)
                 places[MetadataIndex(tensor.key, chunk.offsets)] = _StorageInfo(_DATA_FILE, start, file.tell() - start)
         for key in empty_objects:
             start = file.tell()
@@ -221,11 +263,3 @@ def _save(value: object, file: BinaryIO) -> None:
                 raise cause from None
             cause = cause.__context__
         raise
-
-
-def _values(tensor: StoredTensor, chunk: Chunk) -> torch.Tensor:
-    """Of a chunk, with no more storage than its own: torch.save writes the whole storage behind a view."""
-    values = chunk.read()
-    assert values.shape == chunk.shape and values.dtype == tensor.dtype, f"{tensor.key}: {values.shape} {values.dtype}"
-    values = values.contiguous()
-    return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()

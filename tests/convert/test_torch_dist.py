@@ -29,7 +29,9 @@ def split(values: np.ndarray, cuts: list[list[int]]) -> tuple[Chunk, ...]:
         edges = [0, *sorted(set(points)), size]
         boxes = [(*box, slice(a, b)) for box in boxes for a, b in itertools.pairwise(edges)]
     tensor = torch.from_numpy(values)
-    return tuple(Chunk(tuple(s.start for s in box), values[box].shape, lambda box=box: tensor[box]) for box in boxes)
+    return tuple(Chunk(tuple(s.start for s in box), values[box].shape,
+                       lambda box=box: tensor[box].flatten().contiguous().split(max(5, tensor.numel() // 3)))
+                 for box in boxes)
 
 
 def write(folder: Path, values: np.ndarray, cuts: list[list[int]]) -> TorchDistReader:
@@ -47,6 +49,8 @@ def test_any_chunking_is_assembled(tmp_path_factory: pytest.TempPathFactory, dat
     assert (reader.read("key").numpy() == values).all()
     for layer in range(shape[0]):
         assert (reader.read("key", layer).numpy() == values[layer]).all()
+        assert (torch.cat(list(reader.in_blocks("key", layer))).numpy() == values[layer].reshape(-1)).all()
+    assert (torch.cat(list(reader.in_blocks("key"))).numpy() == values.reshape(-1)).all()
 
 
 def test_a_layer_reads_only_its_own_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -211,7 +215,7 @@ def test_an_archive_is_one_of_torch(tmp_path: Path, dtype: torch.dtype, shape: t
     tensor = torch.randn(shape).to(dtype)
     with open(tmp_path / "file", "wb") as file:
         file.write(b"before")
-        tensor_archive.write(tensor, file)
+        tensor_archive.write(tensor.shape, dtype, iter(tensor.reshape(-1).split(10_007)), file)
     alone = (tmp_path / "file").read_bytes()[6:]
     with zipfile.ZipFile(io.BytesIO(alone)) as archive:
         assert archive.testzip() is None
@@ -221,6 +225,11 @@ def test_an_archive_is_one_of_torch(tmp_path: Path, dtype: torch.dtype, shape: t
     with open(tmp_path / "file", "rb", buffering=0) as ours, open(tmp_path / "theirs", "rb", buffering=0) as other:
         found = [torch.load(io.BytesIO(alone), weights_only=True), tensor_archive.read(ours, 6, len(alone), "ours"),
                  tensor_archive.read(other, 0, len(theirs.getvalue()), "theirs")]  # fmt: skip
+        blocks = [tensor_archive.in_blocks(ours, 6, len(alone), tensor.shape, dtype),
+                  tensor_archive.in_blocks(other, 0, len(theirs.getvalue()), tensor.shape, dtype)]
+        assert tensor_archive.in_blocks(ours, 6, len(alone), torch.Size((7, *shape)), dtype) is None
+        found += [torch.cat(list(each)).view(shape) for each in blocks if each is not None]
+    assert len(found) == (5 if tensor.numel() else 3)
     assert all(torch.equal(each, tensor) and each.dtype == dtype for each in found)
 
 
@@ -230,5 +239,6 @@ def test_a_flipped_bit_of_a_large_tensor_is_found(tmp_path: Path):
     data = bytearray((tmp_path / "c" / "__0_0.distcp").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "c" / "__0_0.distcp").write_bytes(data)
-    with pytest.raises(CheckpointError, match="Bad CRC-32"):
-        reader.read("key")
+    for read in (reader.read, lambda key: list(reader.in_blocks(key))):
+        with pytest.raises(CheckpointError, match="Bad CRC-32"):
+            read("key")

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,14 +117,14 @@ def test_the_next_result_is_made_while_the_last_is_used():
         begun[number].set()
         return number
 
-    for number in files.ahead(partial(read, number) for number in range(4)):
+    for number in files.ahead(map(read, range(4))):
         assert number == 3 or begun[number + 1].wait(10)
         assert number >= 2 or not begun[number + 2].is_set()
     assert list(files.ahead([])) == []
 
 
 def test_a_failure_ahead_comes_in_its_turn():
-    results = files.ahead([lambda: 1, lambda: 1 // 0, lambda: 2])
+    results = files.ahead(1 // number for number in (1, 0, 2))
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
