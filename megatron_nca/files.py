@@ -8,6 +8,7 @@ import io
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,39 +132,84 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             del item  # before the one after the next is made
 
 
-class HashedFile(io.RawIOBase):
-    """A new file that is written from begin to end and hashed meanwhile, in a thread; no file is read for its hash."""
+class EarlySync:
+    """Sends what is written to a file to its disk while more is written, so that the last fsync finds little to do.
 
-    def __init__(self, path: Path) -> None:
+    Left to itself the kernel begins with it when a tenth of the memory waits, and with a smaller file in the end.
+    """
+
+    _STEP_BYTES = 1 << 27
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._thread = descriptor, ThreadPoolExecutor(1)
+        self._waiting, self._under_way = 0, None
+
+    def wrote(self, count: int) -> None:
+        """`count` more bytes were written. Raises OSError of an earlier attempt: the kernel reports a lost page once."""
+        self._waiting += count
+        if self._waiting < self._STEP_BYTES:
+            return
+        if self._under_way is not None:
+            if not self._under_way.done():
+                return
+            self._under_way.result()
+        self._under_way, self._waiting = self._thread.submit(os.fsync, self._descriptor), 0
+
+    def close(self) -> None:
+        """Before the file is closed. Raises OSError."""
+        self._thread.shutdown()
+        if self._under_way is not None:
+            self._under_way.result()
+
+
+class HashedFile(io.RawIOBase):
+    """A new file that is written from begin to end and hashed meanwhile, in a thread; no file is read for its hash.
+
+    The hash may be up to `lag` writes behind, whose data the caller then leaves as they are; 0: it may change them.
+    """
+
+    def __init__(self, path: Path, lag: int = 0) -> None:
+        self._lag, self._hashing = lag, deque()
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (closed with this)
         self._thread, self._digest, self._bytes = ThreadPoolExecutor(1), hashlib.sha256(), 0
+        self._early = EarlySync(self._file.fileno())
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
-        hashed, done = self._thread.submit(self._digest.update, view), 0
+        self._hashing.append(self._thread.submit(self._digest.update, view))
+        done = 0
         try:
             while done < len(view):
                 done += self._file.write(view[done:])
         finally:
-            hashed.result()  # the caller may change its data after this
+            self._wait_for_hash(self._lag)
         self._bytes += done
+        self._early.wrote(done)
         return done
+
+    def _wait_for_hash(self, behind: int) -> None:
+        while len(self._hashing) > behind:
+            self._hashing.popleft().result()
 
     def tell(self) -> int:
         return self._bytes
 
     def record(self) -> dict[str, object]:
         """What a file list says of it."""
+        self._wait_for_hash(0)
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def close(self) -> None:
-        if not self.closed:
-            self._thread.shutdown()
-            self._file.close()
+        if self.closed:
+            return
         super().close()
+        self._wait_for_hash(0)
+        self._thread.shutdown()
+        with self._file:
+            self._early.close()
 
 
 def try_lock(path: Path, shared: bool = False) -> int | None:

@@ -5,6 +5,7 @@ memory at once. What the library refuses (Rust, `safetensors/src/tensor.rs`) is 
 the other's files.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from megatron_nca.errors import CheckpointError
+from megatron_nca.files import EarlySync
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
@@ -147,12 +149,13 @@ def write(path: Path, table: Mapping[str, tuple[tuple[int, ...], str]],
         header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [first, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + _LENGTH.size) % 64)
-    with open(path, "wb", buffering=0) as file:
+    with open(path, "wb", buffering=0) as file, contextlib.closing(EarlySync(file.fileno())) as early:
         _write_all(file, memoryview(_LENGTH.pack(len(text)) + text), 0)
         for name, first, block in blocks:
             assert str(block.dtype) == f"torch.{table[name][1]}", f"{name}: {block.dtype}"
             place = header[name]["data_offsets"][0] + first * block.element_size()
             _write_all(file, bytes_of(block), _LENGTH.size + len(text) + place)
+            early.wrote(block.nbytes)
             left[name] -= block.numel()
     assert not any(left.values()), f"numbers of {[name for name, count in left.items() if count]} are missing"
 

@@ -33,6 +33,8 @@ from megatron_nca.mcore import tensor_archive
 from megatron_nca.pickles import METADATA_FILE, read_metadata
 
 _DATA_FILE = "__0_0.distcp"
+_HASH_LAG = 4
+"""Writes of at most a megabyte: numbers, which nobody changes."""
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
            "common_backend": "torch", "common_backend_version": 1}
 _CHUNK_OVERHEAD_BYTES = 4096
@@ -230,7 +232,7 @@ def writing(folder: Path, tensors: Sequence[StoredTensor], values: Iterator[torc
         raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the checkpoint needs "
                               f"{needed / 1e6:.0f} MB. Cure: free some space or choose another folder.")
     table, places = {}, {}
-    with HashedFile(folder / _DATA_FILE) as file:
+    with HashedFile(folder / _DATA_FILE, _HASH_LAG) as file:
         for tensor in tensors:
             chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.shape)) for c in tensor.chunks]
             properties = TensorProperties(dtype=tensor.dtype)

@@ -197,7 +197,8 @@ def test_the_library_and_this_read_each_others_files(tmp_path_factory: pytest.Te
     tensors = {f"t{i}": torch.randn(shape).to(dtype) for i, (dtype, shape) in enumerate(kinds)}
     safetensors.torch.save_file(tensors, folder / "theirs.safetensors")
     table = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
-    safetensors_file.write(folder / "ours.safetensors", table, ((name, 0, t.reshape(-1)) for name, t in tensors.items()))
+    numbers = ((name, 0, t.reshape(-1)) for name, t in tensors.items())
+    safetensors_file.write(folder / "ours.safetensors", table, numbers)
     found = {name: e.read() for name, e in safetensors_file.read_header(folder / "theirs.safetensors").items()}
     for other in (found, safetensors.torch.load_file(folder / "ours.safetensors")):
         assert other.keys() == tensors.keys()

@@ -110,6 +110,27 @@ def test_a_hashed_file_is_what_was_written(tmp_path: Path):
         files.HashedFile(tmp_path / "file")
 
 
+def test_bytes_are_on_their_way_to_the_disk_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced = threading.Event()
+    monkeypatch.setattr(files.EarlySync, "_STEP_BYTES", 100)
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: synced.set())
+    with files.HashedFile(tmp_path / "file") as file:
+        file.write(bytes(99))
+        assert not synced.is_set()
+        file.write(bytes(1))
+        assert synced.wait(10)
+
+
+def test_what_the_disk_refuses_early_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.EarlySync, "_STEP_BYTES", 100)
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"), files.HashedFile(tmp_path / "file") as file:
+        file.write(bytes(100))
+
+
 def test_the_next_result_is_made_while_the_last_is_used():
     begun = [threading.Event() for _ in range(4)]
 
