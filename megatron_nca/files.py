@@ -145,7 +145,7 @@ class EarlySync:
         self._waiting, self._under_way = 0, None
 
     def wrote(self, count: int) -> None:
-        """`count` more bytes were written. Raises OSError of an earlier attempt: the kernel reports a lost page once."""
+        """`count` more bytes were written. Raises the OSError of an earlier sync: the kernel says once what is lost."""
         self._waiting += count
         if self._waiting < self._STEP_BYTES:
             return
