@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
     parser.add_argument("--arm", help="which arm (default: the first that runs this phase)")
     parser.add_argument("--seed", type=int, help="which seed (default: the recipe's first)")
+    parser.add_argument("--copy-data-to", metavar="FOLDER", help="read the dataset from a copy on the own disk of "
+                        "each node, made and checked by hash before the first iteration; variables such as "
+                        "$SLURM_TMPDIR are filled in on the node")
     add_time_limit(parser)
     add_watchdog(parser)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if recipe.datasets[recipe.phases[arguments.phase].dataset].on_node is not None:
         on_node = partial(_on_node, arguments, recipe, seed)
     job = Job(recipe=recipe, phase=arguments.phase, arm=arm, seed=seed, run=run_folder, on_node=on_node,
-              attempt=parallel.attempt())
+              copy_data_to=arguments.copy_data_to, attempt=parallel.attempt())
     if ranks.is_first:
         _log_to(job)
     folder = run_folder.phase(arm, seed, arguments.phase)

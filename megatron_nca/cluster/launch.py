@@ -1,5 +1,6 @@
 """How a step of the plan is started inside an allocation: the command line of srun and what ranks are told."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def command(
         return [*srun(cluster, 1, 1, cpus), *_inside([*words, *task.flags, *more], cluster, run)]
     words = [*words[:3], *words[words.index("train") :]] if "torchrun" in words else words
     words += [*task.flags, *more]
+    if cluster.node.copy_data:
+        # Each rank fills in variables of its own node. Nodes are shared with other users, whose folders are theirs.
+        words += ["--copy-data-to", f"{cluster.node.disk}/megatron_nca-{os.getuid()}"]
     if cluster.launcher == "srun":
         return [*srun(cluster, nodes, job.ranks, cluster.node.cpus_per_device), *_inside(words, cluster, run)]
     meeting = ["--nnodes", str(nodes), "--nproc-per-node", str(per_node)]

@@ -41,6 +41,9 @@ class Node:
     a node on which it cannot be written is passed over."""
     disk_gb: float = 0.0
     """That must be free there, in 10^9 bytes, or the node is passed over."""
+    copy_data: bool = False
+    """Whether trainings read their datasets from copies on `disk`, made and checked by hash on each node. What they
+    take should be in `disk_gb`; too little space then ends the training."""
     internet: bool = True
     """Whether compute nodes reach it; if not, hubs and Weights & Biases are told to stay offline."""
 
@@ -61,6 +64,9 @@ class Node:
         if self.disk is not None and not self.disk.startswith(("/", "$")):
             cure = "give one that begins with / or with a variable, such as $SLURM_TMPDIR."
             raise ConfigError(explain("node.disk", self.disk, "is not the absolute path of a node's folder.", cure))
+        if self.copy_data and self.disk is None:
+            cure = "name the folder with node.disk, such as $SLURM_TMPDIR."
+            raise ConfigError(explain("node.copy_data", True, "there is no disk to copy to.", cure))
         if self.disk_gb < 0 or (self.disk_gb and self.disk is None):
             cure = "give a number from 0 on, beside node.disk."
             raise ConfigError(explain("node.disk_gb", self.disk_gb, "is no size of a folder that is named.", cure))
@@ -124,6 +130,9 @@ class Cluster:
     node: Node
     max_nodes: int | None = None
     """That one job may take."""
+    storage_gb: float | None = None
+    """What a run may take of the file system of run folders, in 10^9 bytes, such as the rest of a quota, which free
+    space does not tell; None: what is free."""
     time: str
     """Limit of a training job, such as 23h50m; Slurm counts whole minutes."""
     data_time: str | None = None
@@ -165,6 +174,9 @@ class Cluster:
         for name in ("max_nodes", "series", "tries", "array_limit", "array_at_once"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(explain(name, getattr(self, name), "must be at least 1.", "give a positive number."))
+        if self.storage_gb is not None and self.storage_gb <= 0:
+            cure = "give 10^9 bytes, or leave it out."
+            raise ConfigError(explain("storage_gb", self.storage_gb, "leaves nothing for a run.", cure))
         for name in ("time", "data_time", "warn"):
             _seconds(name, getattr(self, name))
         if 2 * self.warn_seconds > min(self.seconds(True), self.seconds(False)):

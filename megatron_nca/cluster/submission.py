@@ -53,7 +53,11 @@ def planned(recipe: Recipe, cluster: Cluster, run: RunFolder, place: Place) -> P
 
 
 def check_fit(recipe: Recipe, cluster: Cluster) -> None:
-    """Raise ConfigError for a layout that fills no nodes, too little memory, or a bank of no dataset here."""
+    """Raise ConfigError for a layout that fills no nodes, too little memory or storage, or a bank of no dataset."""
+    need, storage = sum(plan.estimate_bytes(recipe)), cluster.storage_gb
+    if storage is not None and need > storage * 1e9:
+        cure = "keep fewer checkpoints, or ask for a larger quota."
+        raise ConfigError(explain("storage_gb", storage, f"the run takes up to {need / 1e9:.3g} GB.", cure))
     for name in cluster.generation.banks:
         if name not in recipe.datasets or recipe.datasets[name].source != "nca":
             generated = [key for key, dataset in recipe.datasets.items() if dataset.source == "nca"]
@@ -147,14 +151,13 @@ def dependency(job: Job, numbers: dict[str, str]) -> str:
 
 
 def _check_disk(wanted: Planned) -> None:
-    """The estimate of the whole run against what is free there; a quota is known to Slurm's users alone."""
+    """The estimate of the whole run against what is free there; a quota stands in the cluster file."""
     there = wanted.run.path.resolve()
     while not there.exists():
         there = there.parent
-    data, checkpoints = plan.estimate_bytes(wanted.recipe)
-    free = shutil.disk_usage(there).free
-    if free < data + checkpoints and not wanted.run.recipe.exists():
-        reason = f"the run takes up to {(data + checkpoints) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there."
+    need, free = sum(plan.estimate_bytes(wanted.recipe)), shutil.disk_usage(there).free
+    if free < need and not wanted.run.recipe.exists():
+        reason = f"the run takes up to {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there."
         cure = "free some space or choose another folder."
         raise ConfigError(explain("--run-dir", str(wanted.run.path), reason, cure))
     for name, bank in wanted.cluster.generation.banks.items():

@@ -24,7 +24,7 @@ from megatron_nca.train.clock import Clock
 from megatron_nca.train.fence import Fence
 from megatron_nca.train.metrics import Machine, Metrics
 from megatron_nca.train.stopping import Pace, Stop
-from megatron_nca.train.supply import Beforehand, OnNode, OnNodeData
+from megatron_nca.train.supply import Beforehand, Copied, OnNode, OnNodeData
 from megatron_nca.train.training import Training
 
 logger = logging.getLogger("megatron_nca.train")
@@ -45,6 +45,9 @@ class Job:
     run: RunFolder
     on_node: Callable[[], OnNodeData] | None = None
     """For a dataset that each node makes for itself; asked on the node, where it may raise ConfigError."""
+    copy_data_to: str | None = None
+    """A folder on each node's own disk, its variables not yet filled in, from which the data are read; None: they are
+    read where they lie. Of no meaning for `on_node`."""
     attempt: int | None = None
     """That was taken for it in the phase's folder (files.take_number); None: the training takes one itself."""
 
@@ -186,7 +189,8 @@ def _supply(job: Job, ranks: Ranks, consumed: int) -> Beforehand | OnNode:
         return OnNode(_agreed(job.on_node), ranks, consumed)
     name = job.recipe.phases[job.phase].dataset
     dataset, folder = job.recipe.datasets[name], job.run.dataset(name)
-    return Beforehand(folder.prefix("train", dataset), folder.prefix("validation", dataset))
+    prefixes = folder.prefix("train", dataset), folder.prefix("validation", dataset)
+    return Beforehand(*prefixes) if job.copy_data_to is None else Copied(*prefixes, job.copy_data_to, ranks)
 
 
 def _open_data(job: Job, supply: Beforehand | OnNode) -> object:

@@ -1,4 +1,4 @@
-"""Where a phase's data come from: they lie in the run folder, or each node makes them for itself, at times meanwhile.
+"""Where a phase's data come from: the run folder, copies on each node, or each node makes them, at times meanwhile.
 
 On each node the first local rank starts `megatron-nca stage` as a child and reads its reports. What all nodes have is
 agreed on by all ranks, but only when training needs more than was agreed before: while the generators are ahead, an
@@ -13,13 +13,15 @@ import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_nca import files
+from megatron_nca.data import copies
 from megatron_nca.data.manifest import Manifest, part
 from megatron_nca.data.placed import unfinished
-from megatron_nca.errors import DataError
+from megatron_nca.errors import DataError, MegatronNcaError
 from megatron_nca.mcore.engine import Ranks, agree, gather
 
 logger = logging.getLogger("megatron_nca.train")
@@ -59,6 +61,36 @@ class Beforehand:
     def finish(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Copied(Beforehand):
+    """The same, read from copies on each node's own disk, which its first local rank makes."""
+
+    def __init__(self, train: Path, validation: Path, folder: str, ranks: Ranks) -> None:
+        super().__init__(train, validation)
+        self._folder, self._ranks = folder, ranks
+
+    def prepare(self) -> None:
+        """Collective. Raises ConfigError, DataError."""
+        super().prepare()
+        began, error = time.monotonic(), None
+        with ThreadPoolExecutor(1) as thread:
+            bringing = thread.submit(self._bring)
+            while not all(gather(bringing.done())):  # one collective may not last as long as a copy
+                time.sleep(LOOK_SECONDS)
+        try:
+            self.train_prefix, self.validation_prefix = bringing.result()
+        except MegatronNcaError as failure:
+            error = failure
+        agree(error)
+        if self._ranks.is_first:
+            seconds = time.monotonic() - began
+            logger.info("data: read from copies in %s of each node (%.1f s)", self.train_prefix.parent.parent, seconds)
+
+    def _bring(self) -> list[Path]:
+        folder = copies.folder_here(self._folder)
+        bring = copies.copy if self._ranks.local_rank == 0 else copies.place
+        return [bring(prefix, folder) for prefix in (self.train_prefix, self.validation_prefix)]
 
 
 @dataclass(frozen=True, kw_only=True)

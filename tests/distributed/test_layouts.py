@@ -127,7 +127,7 @@ def test_checkpoints_and_done_record(trained: Path) -> None:
 
 
 def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Path, tmp_path: Path) -> None:
-    """TP2: SIGKILL after the first checkpoint, then the same command again."""
+    """TP2: SIGKILL after the first checkpoint, then the same command again. Both read copies of the data."""
     run = tmp_path / "killed"
     run.mkdir()
     for name in ("recipe.yaml", "data"):
@@ -136,8 +136,9 @@ def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Pat
     folder.mkdir(parents=True)
     (folder / "initial").symlink_to(trained / "arms/tp1pp1/seed0/tp1pp1/initial")
     launch = torchrun(
-        2, "-m", "megatron_nca", "train", run / "recipe.yaml", "--phase", "tp2", "--arm", "tp2", "--run-dir", run
-    )
+        2, "-m", "megatron_nca", "train", run / "recipe.yaml", "--phase", "tp2", "--arm", "tp2", "--run-dir", run,
+        "--copy-data-to", tmp_path / "disk",
+    )  # fmt: skip
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(launch, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True)
         _wait_for(folder / "checkpoints/latest_checkpointed_iteration.txt", process, tmp_path / "log")
@@ -145,7 +146,8 @@ def test_a_run_killed_at_iteration_ten_resumes_with_the_same_floats(trained: Pat
         process.wait()
     assert not (folder / "done.json").exists()
     said = execute(launch).stderr
-    assert "resumed at iteration 10" in said and "MFU is unknown" in said
+    assert "resumed at iteration 10" in said and f"data: read from copies in {tmp_path / 'disk'} of" in said
+    assert "MFU is unknown" in said
     assert not re.search("deprecated|experimental|Warning", said, re.I), "what Megatron says of itself is left out"
     shown = r"iteration       20/      20 \| .* throughput per GPU \(TFLOP/s/GPU\): 0\.\d+ \| .*time left: 0:00:00"
     assert re.search(shown, said)

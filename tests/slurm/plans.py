@@ -155,9 +155,10 @@ def ranks(run: Path) -> list[int]:
     return result
 
 
-def end_all(numbers: list[int]) -> None:
+def send_all(numbers: list[int], what: signal.Signals) -> None:
+    """A signal to all that are still there."""
     for number in numbers:
         try:
-            os.kill(number, signal.SIGKILL)
+            os.kill(number, what)
         except ProcessLookupError:
             continue

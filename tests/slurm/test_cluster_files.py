@@ -50,6 +50,8 @@ REFUSED = {
     "memory": ({"node__memory": "64 G"}, "take apart"),
     "disk": ({"node__disk": "tmp"}, "not the absolute path"),
     "disk size": ({"node__disk_gb": 5}, "no size of a folder"),
+    "copies": ({"node__copy_data": True}, "there is no disk to copy to"),
+    "storage": ({"storage_gb": 0}, "storage_gb = 0"),
     "partition": ({"partition": "gpu;rm -rf /"}, "take apart"),
     "account": ({"account": "$(id)"}, "take apart"),
     "qos": ({"qos": ""}, "take apart"),
@@ -111,6 +113,13 @@ def test_a_model_that_does_not_fit_its_device(tmp_path):
                                                                             "phases.text.global_batch_size=512"])
     with pytest.raises(ConfigError, match=r"phases.text.parallel = .* a rank needs .* GB, and NVIDIA H100 SXM has 80"):
         planned(recipe, changed(), tmp_path)
+
+
+def test_a_run_that_is_larger_than_its_storage(tmp_path):
+    recipe = recipe_from_dict(plans.recipe_values())
+    with pytest.raises(ConfigError, match=r"storage_gb = 1e-05: the run takes up to .* GB"):
+        planned(recipe, {**plans.CLUSTER, "storage_gb": 1e-5}, tmp_path)
+    planned(recipe, {**plans.CLUSTER, "storage_gb": 1}, tmp_path)
 
 
 def test_a_bank_of_no_dataset(tmp_path):

@@ -1,5 +1,6 @@
 """The graph of jobs, the command lines of srun, and what becomes of a job that has ended."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,6 +100,8 @@ def test_command_lines():
     assert "--nodes=2 --ntasks=2 --ntasks-per-node=1" in other and 'PET_NODE_RANK="$SLURM_NODEID" exec "$@"' in other
     meeting = "--nnodes 2 --nproc-per-node 2 --master-addr host --master-port 12345"
     assert f"torchrun {meeting} -m megatron_nca train" in other
+    copied = line(node={"devices": 2, "disk": "$SLURM_TMPDIR", "copy_data": True})
+    assert copied[-2:] == ["--copy-data-to", f"$SLURM_TMPDIR/megatron_nca-{os.getuid()}"]
     pyxis = line(container={"runtime": "pyxis", "image": "nvcr.io/x:1", "mounts": ["/a:/b"]})
     root = plan.DATA_TOOLS.parent
     assert f"--container-mounts=/scratch/run:/scratch/run,{root}:{root},/a:/b" in pyxis

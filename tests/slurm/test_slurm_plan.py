@@ -141,14 +141,18 @@ def test_an_array_of_eight_on_one_bank_with_two_killed(slurm, tmp_path):
 
 @pytest.mark.long
 def test_a_node_that_is_not_fit_is_left_out(slurm, tmp_path):
-    """One node lacks the folder on its disk."""
+    """One node lacks the folder on its disk; on the other that trains the data are read from a copy there."""
     for node in ("n2", "n3"):
         (tmp_path / node).mkdir()
     values = plans.one_phase(3, 3, parallel={})
-    cluster = {"node": {"devices": 1, "disk": f"{tmp_path}/$SLURMD_NODENAME"}}
+    cluster = {"node": {"devices": 1, "disk": f"{tmp_path}/$SLURMD_NODENAME", "copy_data": True}}
     run = slurm.submit(tmp_path, values, cluster)
     log = slurm.finish(run, 600)
     assert "goes elsewhere, for nodes are unfit: n1: " in log, log
     assert "002-nca.nca: attempt 2 begins as job" in log and "002-nca.nca: done" in log, log
+    (copy,) = tmp_path.glob("n*/megatron_nca-*/dataset-*/train.bin")
+    assert copy.read_bytes() == (run / "data/automata/train.bin").read_bytes()
+    said = (run / "arms/nca/seed0/nca/train.log").read_text()
+    assert f"data: read from copies in {copy.parents[1]} of each node" in said
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +33,29 @@ def undisturbed(tmp_path_factory):
     return lines
 
 
+@pytest.fixture(scope="module")
+def iterations_in(tmp_path_factory):
+    """Seconds -> as many iterations as two ranks make in them on this machine, as it is now."""
+    folder = tmp_path_factory.mktemp("probe")
+    plans.call("run", plans.write(folder / "recipe.yaml", plans.one_phase(200, 1000)), "--run-dir", folder / "run")
+    lines = map(json.loads, (folder / "run/arms/nca/seed0/nca/metrics.jsonl").read_text().splitlines())
+    median = statistics.median(line["iteration-time"] for line in lines if line["type"] == "train")
+    return lambda seconds: round(seconds / median)
+
+
+@pytest.fixture(scope="module")
+def plan_with_a_loss(iterations_in):
+    """Slurm needs up to a minute to miss a node, and training must not be over before."""
+    return plans.one_phase(iterations_in(150), 50)
+
+
 def stops(log: str) -> list[int]:
     """Iterations after which attempts ended."""
     return [int(number) for number in re.findall(r"again: .*iteration (\d+)", log)]
 
 
-def test_a_phase_longer_than_its_time_limit(slurm, tmp_path, undisturbed):
-    values = plans.one_phase(3000, 1000)
+def test_a_phase_longer_than_its_time_limit(slurm, tmp_path, undisturbed, iterations_in):
+    values = plans.one_phase(iterations_in(330), 1000)
     cluster = {"time": "2m", "warn": "15s", "node": {"devices": 1}, "tries": 10}
     run = slurm.submit(tmp_path, values, cluster)
     log = slurm.finish(run, 1500)
@@ -50,10 +68,9 @@ def test_a_phase_longer_than_its_time_limit(slurm, tmp_path, undisturbed):
     assert "TIME LIMIT" not in text
 
 
-def test_a_step_killed_a_node_lost_and_the_controller_restarted(slurm, tmp_path, undisturbed):
+def test_a_step_killed_a_node_lost_and_the_controller_restarted(slurm, tmp_path, undisturbed, plan_with_a_loss):
     """One after the other, to one training. Ranks on the lost node live on."""
-    values = plans.one_phase(300, 20)
-    run = slurm.submit(tmp_path, values, {"node": {"devices": 1}, "tries": 5})
+    run = slurm.submit(tmp_path, plan_with_a_loss, {"node": {"devices": 1}, "tries": 5})
     plans.wait(lambda: plans.iteration(run) >= 25, 600, "training", lambda: slurm.account(run))
     number = slurm.job("nca.nca")
     assert slurm.kill_step(number)
@@ -65,10 +82,11 @@ def test_a_step_killed_a_node_lost_and_the_controller_restarted(slurm, tmp_path,
     last = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     lost = last.stdout.split()[-1]
     slurm.daemon("stop", lost)
+    trained = run / "arms/nca/seed0/nca/train.log"
     try:
-        plans.wait(lambda: log.read_text().count(" begins as job") >= 4, 600, "third attempt",
+        plans.wait(lambda: "attempt 3 begins" in log.read_text(), 600, "third attempt", lambda: slurm.account(run))
+        plans.wait(lambda: trained.read_text().count("resumed at iteration") == 2, 600, "third training",
                    lambda: slurm.account(run))  # fmt: skip
-        plans.wait(lambda: plans.iteration(run) >= 105, 600, "third training", lambda: slurm.account(run))
         slurm.daemon("stop", "ctld")
         reached = plans.iteration(run)
         plans.wait(lambda: plans.iteration(run) >= reached + 20, 600, "training without a controller")
@@ -77,13 +95,12 @@ def test_a_step_killed_a_node_lost_and_the_controller_restarted(slurm, tmp_path,
     finally:
         slurm.daemon("start", lost)
     assert "005" not in log and "fail" not in log.replace("failed", ""), log
-    assert plans.metrics(run) == undisturbed(values)
+    assert plans.metrics(run) == undisturbed(plan_with_a_loss)
 
 
-def test_the_first_node_is_lost(slurm, tmp_path, undisturbed):
+def test_the_first_node_is_lost(slurm, tmp_path, undisturbed, plan_with_a_loss):
     """The one with the batch script and rank 0, which go on there: they must neither publish nor requeue."""
-    values = plans.one_phase(300, 20)
-    run = slurm.submit(tmp_path, values, {"node": {"devices": 1}, "tries": 5})
+    run = slurm.submit(tmp_path, plan_with_a_loss, {"node": {"devices": 1}, "tries": 5})
     plans.wait(lambda: plans.iteration(run) >= 25, 600, "training", lambda: slurm.account(run))
     before = set(plans.ranks(run))
     number = slurm.job("nca.nca")
@@ -96,9 +113,45 @@ def test_the_first_node_is_lost(slurm, tmp_path, undisturbed):
     finally:
         slurm.daemon("start", lost)
     assert before and "attempt 2 begins" in log, log
-    assert plans.metrics(run) == undisturbed(values)
+    assert plans.metrics(run) == undisturbed(plan_with_a_loss)
     attempts = sorted(path.name for path in (run / "arms/nca/seed0/nca/attempts").iterdir())
     assert attempts[:2] == ["1", "2"]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["at work", "frozen meanwhile"])
+def test_all_ranks_live_on_where_a_node_is_given_up(slurm, tmp_path, undisturbed, plan_with_a_loss, frozen):
+    """The node's slurmd is gone, and no rank of it lacks another. They go on, or were stopped and wake beside the
+    second attempt; from its begin on they publish nothing."""
+    run = slurm.submit(tmp_path, plan_with_a_loss, {"tries": 5})
+    plans.wait(lambda: plans.iteration(run) >= 25, 600, "training", lambda: slurm.account(run))
+    lost = next(entry[3] for entry in slurm.queue() if entry[1].endswith("nca.nca"))
+    old = plans.ranks(run)
+    assert len(old) == 2 and lost in ("n1", "n2", "n3")
+    slurm.daemon("stop", lost)
+    phase, before = run / "arms/nca/seed0/nca", plans.iteration(run)
+    try:
+        if frozen:
+            plans.send_all(old, signal.SIGSTOP)
+            frozen_at = plans.iteration(run)
+        plans.wait(lambda: (phase / "attempts" / "2").exists(), 600, "second attempt", lambda: slurm.account(run))
+        alive = set(old) & set(plans.ranks(run))
+        if frozen:
+            assert plans.iteration(run) == frozen_at
+            plans.wait(lambda: len(plans.ranks(run)) == 4, 300, "ranks of the second attempt")
+            plans.send_all(old, signal.SIGCONT)
+        else:
+            assert plans.iteration(run) > before, "they went on while nobody had taken their place"
+        assert alive == set(old)
+        plans.wait(lambda: not set(old) & set(plans.ranks(run)), 60, "end of the first attempt's ranks")
+        log = slurm.finish(run, 1200)
+    finally:
+        plans.send_all(old, signal.SIGKILL)
+        slurm.daemon("start", lost)
+    assert "attempt 2 at this phase has begun, and attempt 1 ends for it" in slurm.account(run)
+    assert "attempt 3" not in log and log.count("nca.nca: done") == 1, log
+    resumed = re.findall(r"resumed at iteration (\d+)", (phase / "train.log").read_text())
+    assert len(resumed) == 1, "there were two attempts, and the second began where the first had last published"
+    assert plans.metrics(run) == undisturbed(plan_with_a_loss)
 
 
 def stopped_after(run: Path, iteration: int, commands: list[tuple[list[str], dict[str, str]]]) -> None:
