@@ -8,6 +8,7 @@ from pathlib import Path
 import plans
 import pytest
 
+SECRET = "7d41c0ffee"
 STRANGE = """it's a "$HOME" `id` %j ü"""
 
 
@@ -88,15 +89,21 @@ def test_status_asks_the_controller_once_in_thirty_seconds(chain, tmp_path):
     assert (tmp_path / "calls").read_text() == "\n"
 
 
-def test_what_always_crashes_ends_the_chain(slurm, tmp_path):
-    """Two tries of the first jobs, then it fails and what waits for it is cancelled; status says why."""
+def test_what_always_crashes_ends_the_chain(slurm, tmp_path, monkeypatch):
+    """Two tries of the first jobs, then it fails and what waits for it is cancelled; status says why.
+
+    Meanwhile no other plan may begin in its folder. Jobs know a secret, and no file of the run does.
+    """
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
     faults = Path(__file__).parent / "faults"
     environment = {"FAULT": "generate:crash", "PYTHONPATH": f"{faults}:{plans.ROOT}"}
-    cluster = {"environment": environment, "array_limit": 1, "tries": 2}
+    cluster = {"environment": environment, "array_limit": 1, "tries": 2, "pass_environment": ["WANDB_API_KEY"]}
     values = plans.recipe_values()
     del values["datasets"]["draws"], values["phases"]["text"]
     values["arms"]["nca"]["steps"] = values["arms"]["nca"]["steps"][:1]
     run = slurm.submit(tmp_path, values, cluster)
+    second = plans.call("resubmit", run, check=False)
+    assert second.returncode == 2 and "a plan on Slurm is at work here" in second.stderr, second.stderr
     log = slurm.finish(run, 600)
     for name in ("001-data.automata.1", "002-data.automata.2"):
         assert log.count(f"{name}: attempt") == 2, log
@@ -105,6 +112,9 @@ def test_what_always_crashes_ends_the_chain(slurm, tmp_path):
     text = plans.call("status", run).stdout
     assert "fail: exit code 1, and 2 attempts have made no progress" in text
     assert "not run, for 001-data.automata.1 has ended so" in text
+    written = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert any(f"a key of {len(SECRET)} letters".encode() in text for text in written.values()), "it was passed on"
+    assert [name for name, text in written.items() if SECRET.encode() in text] == []
 
 
 @pytest.mark.long

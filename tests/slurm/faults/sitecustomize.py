@@ -5,5 +5,6 @@ import sys
 
 _verb, _, _fault = os.environ.get("FAULT", "").partition(":")
 if _fault == "crash" and _verb in getattr(sys, "orig_argv", ()):
-    print(f"this {_verb} crashes by order", file=sys.stderr)
+    key = os.environ.get("WANDB_API_KEY", "")
+    print(f"this {_verb} crashes by order, and sees a key of {len(key)} letters", file=sys.stderr)
     os._exit(1)
