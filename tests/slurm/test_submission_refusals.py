@@ -1,0 +1,69 @@
+"""What `submit` refuses before the first job is in the queue."""
+
+import collections
+import os
+import shutil
+
+import plans
+import pytest
+
+from megatron_nca import files
+from megatron_nca.cluster import record, submission
+from megatron_nca.cluster.profile import Cluster
+from megatron_nca.cluster.record import Submission
+from megatron_nca.cluster.script import Place
+from megatron_nca.cluster.submission import Planned
+from megatron_nca.config.recipe import recipe_from_dict
+from megatron_nca.config.schema import build
+from megatron_nca.errors import ConfigError, LaunchError
+from megatron_nca.run_dir import RunFolder
+
+
+def planned(tmp_path, seeds: int = 1, **cluster: object) -> Planned:
+    recipe = recipe_from_dict({**plans.one_phase(6, 3), "seeds": list(range(seeds))})
+    place = Place(run=tmp_path / "run", working=tmp_path, python="python3", name="x")
+    return submission.planned(recipe, build(Cluster, {**plans.CLUSTER, **cluster}), RunFolder(place.run), place)
+
+
+@pytest.mark.parametrize("setting", [{"partition": "nowhere"}, {"options": {"constraint": "h100"}}], ids=str)
+def test_what_the_controller_does_not_have(slurm, tmp_path, setting):
+    wanted = planned(tmp_path, **setting)
+    before = slurm.queue()
+    with pytest.raises(LaunchError, match=r"(?s)Slurm refuses jobs of 1 ranks: .* Cure: change the cluster file"):
+        submission.submit(wanted, print)
+    assert slurm.queue() == before and not wanted.run.slurm.jobs.exists()
+
+
+def test_an_array_that_is_larger_than_the_cluster_takes(slurm, tmp_path):
+    with pytest.raises(ConfigError, match=r"array_limit = 5000: this cluster takes 1001. Cure: set array_limit: 1001"):
+        submission.submit(planned(tmp_path, seeds=1002, array_limit=5000), print)
+
+
+def test_too_little_space(tmp_path, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
+    with pytest.raises(ConfigError, match=r"the run takes up to .* GB, and 0.0 GB are free there"):
+        submission.submit(planned(tmp_path), print)
+
+
+def test_a_bank_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"generation.banks.automata = .*: there is no bank"):
+        submission.submit(planned(tmp_path, generation={"banks": {"automata": str(tmp_path)}}), print)
+
+
+def test_a_folder_in_which_another_is_at_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "_check_arrays", lambda _: None)  # asks the controller
+    wanted = planned(tmp_path)
+    for lock, verb in ((wanted.run.slurm.lock, "submit"), (wanted.run.lock, "run")):
+        descriptor = files.try_lock(lock)
+        with pytest.raises(ConfigError, match=f"another `megatron-nca {verb}` is at work there"):
+            submission.submit(wanted, print)
+        os.close(descriptor)
+
+
+def test_a_folder_whose_plan_may_live_where_slurm_cannot_be_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue there
+    wanted = planned(tmp_path)
+    Submission.new(wanted.jobs).write(wanted.run.slurm)
+    with pytest.raises(ConfigError, match=r"a plan on Slurm has jobs left here .*, and whether they live cannot be"):
+        record.check_free(wanted.run)
