@@ -135,6 +135,12 @@ class Slurm:
         wait(lambda: not self.queue(), seconds, "end of the plan", lambda: self.account(run))
         return (run / "slurm" / "progress.txt").read_text()
 
+    def clear(self) -> None:
+        """End what is left in the queue."""
+        if self.queue():
+            subprocess.run(["scancel", f"--user={os.getuid()}"], check=True)
+            wait(lambda: not self.queue(), 120, "end of what was cancelled")
+
     def account(self, run: Path) -> str:
         """For a message: all that is known of a plan."""
         parts = [json.dumps(self.queue()), (run / "slurm" / "progress.txt").read_text()]
