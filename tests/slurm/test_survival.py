@@ -180,28 +180,28 @@ def stopped_after(run: Path, iteration: int, commands: list[tuple[list[str], dic
 
 def test_here_by_torchrun_on_two_machines_and_on_slurm_by_turns(slurm, tmp_path, undisturbed):
     """One run folder: begun on Slurm, cancelled, gone on with here, by launch/local.sh as two nodes, and on Slurm."""
-    values = plans.one_phase(600, 50)
+    values = plans.one_phase(300, 50)
     run = slurm.submit(tmp_path, values, {"node": {"devices": 1}})
-    plans.wait(lambda: plans.iteration(run) >= 60, 600, "training on Slurm", lambda: slurm.account(run))
+    plans.wait(lambda: plans.iteration(run) >= 30, 600, "training on Slurm", lambda: slurm.account(run))
     plans.call("cancel", run)
     slurm.finish(run)
     first = plans.iteration(run)
     words = [sys.executable, "-m", "megatron_nca", "run", str(run / "recipe.yaml"), "--run-dir", str(run)]
-    stopped_after(run, first + 30, [(words, {})])
+    stopped_after(run, first + 20, [(words, {})])
     second = plans.iteration(run)
     words = ["bash", "launch/local.sh", str(run / "recipe.yaml"), "--phase", "nca", "--run-dir", str(run)]
     port = str(launch.free_port(1))
     place = {"PYTHON": sys.executable, "NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    stopped_after(run, second + 30, [(words, {**place, "NODE_RANK": str(number)}) for number in range(2)])
+    stopped_after(run, second + 20, [(words, {**place, "NODE_RANK": str(number)}) for number in range(2)])
     third = plans.iteration(run)
-    assert 60 <= first < second < third < 600
+    assert 30 <= first < second < third < 300
     plans.call("resubmit", run)
     slurm.finish(run, 1200)
     assert plans.metrics(run) == undisturbed(values)
 
 
 def test_torchrun_on_each_node_and_a_series_in_place_of_requeues(slurm, tmp_path, undisturbed):
-    values = plans.one_phase(300, 50)
+    values = plans.one_phase(200, 50)
     cluster = {"launcher": "torchrun", "resume_by": "series", "series": 3, "node": {"devices": 1}}
     run = slurm.submit(tmp_path, values, cluster)
     plans.wait(lambda: plans.iteration(run) >= 10, 600, "training", lambda: slurm.account(run))
