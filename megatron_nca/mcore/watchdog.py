@@ -249,9 +249,9 @@ def _line(thread: int) -> str:
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "at its end"
-    file = frame.f_code.co_filename
-    waits = "torch/distributed/" in file or ".wait(" in linecache.getline(file, frame.f_lineno)
-    place = f"{'/'.join(Path(file).parts[-3:])}:{frame.f_lineno} in {frame.f_code.co_name}"
+    file, number = frame.f_code.co_filename, frame.f_lineno or 0  # None between the lines of a function
+    waits = "torch/distributed/" in file or ".wait(" in linecache.getline(file, number)
+    place = f"{'/'.join(Path(file).parts[-3:])}:{number} in {frame.f_code.co_name}"
     return f"{WAITING if waits else 'at'} {place}"
 
 

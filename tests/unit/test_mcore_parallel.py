@@ -12,7 +12,7 @@ from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.parallel import ParallelConfig, Recompute
 from megatron_nca.config.recipe import OptimizerConfig, Phase
 from megatron_nca.errors import ConfigError
-from megatron_nca.mcore import attention, cpu, stack
+from megatron_nca.mcore import attention, cpu, stack, watchdog
 from megatron_nca.mcore.engine import Engine, build_engine, read_ranks
 from megatron_nca.mcore.model import transformer_config
 
@@ -123,3 +123,11 @@ def test_an_engine_that_is_not_installed_is_refused_before_a_group_is_joined(mon
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python marks what cannot be imported
     with pytest.raises(ConfigError, match=r"parallel.engine = 'deepspeed': the package .* Cure: pip install -r .*txt"):
         build_engine(MODEL, phase(parallel=ParallelConfig(engine="deepspeed")), read_ranks(), seed=0)
+
+
+def test_a_rank_that_is_between_two_lines_has_a_place_too(monkeypatch):
+    """CPython gives such a frame no line number; the watchdog, which looks every second, must not end for it."""
+    code = SimpleNamespace(co_filename="/a/b/c.py", co_name="f")
+    frame = SimpleNamespace(f_code=code, f_lineno=None)
+    monkeypatch.setattr(sys, "_current_frames", lambda: {1: frame})
+    assert watchdog._line(1) == "at a/b/c.py:0 in f"
