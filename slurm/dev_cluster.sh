@@ -19,6 +19,7 @@ configure() {
     mkdir -p "$folder"/{state,gpus}
     chmod 700 "$folder"
     touch "$folder"/gpus/gpu{0,1,2,3}
+    # Jobs meet at ports by their numbers, and another such cluster may run here: numbers begin anywhere.
     # Below the range from which the system takes the ports of connections.
     read -ra ports < <(python3 - $((nodes + 1)) <<'PY'
 import random, socket, sys
@@ -66,6 +67,7 @@ SlurmdTimeout=15
 KillWait=20
 MinJobAge=300
 MaxArraySize=1001
+FirstJobId=$((RANDOM % 8000 + 1))
 SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2,requeue_setup_env_fail
 CONF
     for ((node = 1; node <= nodes; node++)); do
