@@ -19,7 +19,6 @@ configure() {
     mkdir -p "$folder"/{state,gpus}
     chmod 700 "$folder"
     touch "$folder"/gpus/gpu{0,1,2,3}
-    # Jobs meet at ports by their numbers, and another such cluster may run here: numbers begin anywhere.
     # Below the range from which the system takes the ports of connections.
     read -ra ports < <(python3 - $((nodes + 1)) <<'PY'
 import random, socket, sys
@@ -36,6 +35,7 @@ while len(found) < int(sys.argv[1]):
 print(*found)
 PY
     )
+    # Ranks meet at a port that follows from their job's number; so that of another such cluster is another one.
     cat > "$folder/slurm.conf" <<CONF
 ClusterName=dev
 SlurmctldHost=$(hostname -s)(127.0.0.1)
