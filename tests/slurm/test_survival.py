@@ -67,11 +67,12 @@ def test_a_phase_longer_than_its_time_limit(slurm, tmp_path, undisturbed, iterat
     run = slurm.submit(tmp_path, values, cluster)
     log = slurm.finish(run, 1500)
     found = stops(log)
-    assert len(found) >= 3 and found == sorted(set(found)), log
+    assert len(set(found)) >= 3 and found == sorted(found), log
+    assert log.count("again: time is up, all is saved") >= len(found), log
     assert plans.metrics(run) == undisturbed(values)
     text = "".join(path.read_text() for path in (run / "slurm" / "logs").glob("*nca.nca*"))
     resumed = [int(number) for number in re.findall(r"resumed at iteration (\d+)", text)]
-    assert resumed == found, "the signal came in time, so nothing is done twice"
+    assert set(resumed) <= set(found), "each attempt saved what it had made, so nothing is done twice"
     assert "TIME LIMIT" not in text
 
 
