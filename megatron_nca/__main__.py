@@ -12,6 +12,7 @@ VERBS = {
     "generate": "make a dataset of automata, or a control of one",
     "stage": "make a recipe's on-node dataset on this node",
     "bank": "score candidate rules once, for any band and any number of datasets",
+    "band": "how well a text compresses in the measure of automata, and the band that matches it",
     "run": "walk a recipe: data, phases, transfers, report",
     "submit": "a recipe's whole plan as jobs of a Slurm cluster",
     "status": "how far a run is, on Slurm or not",

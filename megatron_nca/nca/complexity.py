@@ -56,11 +56,19 @@ def uniform_ratio(law: NcaLaw) -> float:
     The mean over 64 streams of fixed bits (Philox4x64, key 0x63616C69, 32 bits a token, scaled by multiplication), so
     it is a constant of the law. 0.669 for the released law.
     """
-    shape = (CEILING_DRAWS, law.score_frames, law.patches_per_frame)
-    words = np.random.Philox(key=CALIBRATION_KEY).random_raw(int(np.prod(shape))) >> np.uint64(32)
-    tokens = (words * np.uint64(law.start_token) >> np.uint64(32)).astype(np.int64).reshape(shape)
-    sizes = np.rint(_score(law, tokens) * _score_bytes(law)).astype(np.int64)
-    return int(sizes.sum()) / (CEILING_DRAWS * _score_bytes(law))
+    tokens = uniform_tokens(law.start_token, law.score_frames * law.patches_per_frame)
+    return mean_ratio(_score(law, tokens.reshape(CEILING_DRAWS, law.score_frames, -1)), _score_bytes(law))
+
+
+def uniform_tokens(alphabet: int, length: int) -> np.ndarray:
+    """64 streams int64 (64, length) of independent uniform tokens below `alphabet` (at most 2^32), of fixed bits."""
+    words = np.random.Philox(key=CALIBRATION_KEY).random_raw(CEILING_DRAWS * length) >> np.uint64(32)
+    return (words * np.uint64(alphabet) >> np.uint64(32)).astype(np.int64).reshape(CEILING_DRAWS, length)
+
+
+def mean_ratio(ratios: np.ndarray, total: int) -> float:
+    """Mean of `ratios` (N,) of streams of `total` bytes, summed as whole bytes, so that no order of summing matters."""
+    return int(np.rint(ratios * total).astype(np.int64).sum()) / (len(ratios) * total)
 
 
 def official_band(law: NcaLaw) -> tuple[float, float]:
