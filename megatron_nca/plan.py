@@ -123,7 +123,7 @@ def _dataset_steps(recipe: Recipe, run_folder: RunFolder, name: str) -> list[Ste
 
 
 def _generated_steps(dataset: Dataset, run_folder: RunFolder, name: str) -> list[Step]:
-    if dataset.source == "indexed" or dataset.on_node is not None:
+    if dataset.source in ("indexed", "blend") or dataset.on_node is not None:
         return []
     folder = run_folder.dataset(name)
     result = []

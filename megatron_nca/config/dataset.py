@@ -1,6 +1,7 @@
 """A recipe's dataset: one source of tokens with a training and a validation part."""
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ REQUIRED = {
     "corpus_copy": ("base", "validation_sequences"),
     "corpus": ("input", "vocab_size"),
     "indexed": ("vocab_size", "train_prefix", "validation_prefix"),
+    "blend": ("blend",),
 }
 OPTIONAL = {
     "nca": ("seed", "validation_seed", "on_node"),
@@ -34,6 +36,7 @@ OPTIONAL = {
     "corpus_copy": ("tokens", "sequences", "seed", "validation_seed"),
     "corpus": ("held_out_share",),
     "indexed": (),
+    "blend": (),
 }
 
 
@@ -78,6 +81,7 @@ class Dataset:
         "nca",
         "corpus",
         "indexed",
+        "blend",
         "shuffled",
         "iid",
         "dyck",
@@ -119,6 +123,9 @@ class Dataset:
     train_prefix: str | None = None
     """indexed: path of an existing .bin/.idx pair, without its ending."""
     validation_prefix: str | None = None
+    blend: tuple[tuple[float, str], ...] | None = None
+    """blend: [weight, dataset] of indexed datasets of this recipe, made with one tokenizer. A sequence comes from each
+    in proportion to its weight, in training as in validation."""
 
     def __post_init__(self) -> None:
         for name in REQUIRED[self.source]:
@@ -127,6 +134,7 @@ class Dataset:
                     explain("source", self.source, f"a dataset of this source needs '{name}'.", f"add '{name}'.")
                 )
         self._check_foreign()
+        self._check_blend()
         if self.source == "corpus_copy" and (self.tokens is None) == (self.sequences is None):
             raise ConfigError(
                 explain("source", self.source, "needs either 'tokens' or 'sequences'.", "give one of the two.")
@@ -159,7 +167,17 @@ class Dataset:
                 shown = value if isinstance(value, str | int | float) else "(given)"
                 raise ConfigError(explain(field.name, shown, reason, "leave it out, or choose another source."))
 
+    def _check_blend(self) -> None:
+        if self.blend is None:
+            return
+        shown = [list(entry) for entry in self.blend]
+        if len({name for _, name in self.blend}) != len(self.blend) or len(self.blend) < 2:
+            cure = "name two or more, each once."
+            raise ConfigError(explain("blend", shown, "is no blend of different datasets.", cure))
+        if not all(0 < weight < math.inf for weight, _ in self.blend):
+            raise ConfigError(explain("blend", shown, "has a weight that is not positive.", "leave that dataset out."))
+
     @property
     def is_generated(self) -> bool:
         """Whether `megatron-nca generate` makes it."""
-        return self.source not in ("corpus", "indexed")
+        return self.source not in ("corpus", "indexed", "blend")

@@ -233,6 +233,7 @@ class Recipe:
             )
         for name in self.datasets:
             self._check_base(name)
+            self._check_blend(name)
         for name, phase in self.phases.items():
             _check_known(f"phases.{name}.dataset", phase.dataset, self.datasets)
             model = self.model_config(name)
@@ -275,6 +276,18 @@ class Recipe:
                 cure = "lower it, or leave it out for all of them."
                 raise ConfigError(explain(setting, asked, f"'{dataset.base}' holds only {there}.", cure))
 
+    def _check_blend(self, name: str) -> None:
+        where = f"datasets.{name}.blend"
+        for _, part in self.datasets[name].blend or ():
+            _check_known(where, part, self.datasets)
+            if self.datasets[part].source != "indexed":
+                reason = f"its source is {self.datasets[part].source}, and a blend is of indexed datasets."
+                raise ConfigError(explain(where, part, reason, "preprocess it beforehand, with the same tokenizer."))
+            sizes = [self.vocab_size(which) for which in (name, part)]
+            if sizes[0] != sizes[1]:
+                reason = f"its vocab_size is {sizes[1]}, that of the first is {sizes[0]}."
+                raise ConfigError(explain(where, part, reason, "make all of them with one tokenizer."))
+
     def _check_arm(self, name: str, arm: Arm) -> None:
         if not arm.steps:
             raise ConfigError(f"arms.{name}: has no steps. Cure: name at least one phase.")
@@ -305,6 +318,8 @@ class Recipe:
         values = self.datasets[dataset]
         if values.base is not None:
             return self.vocab_size(values.base)
+        if values.blend is not None:
+            return self.datasets[values.blend[0][1]].vocab_size or 0
         if values.law is not None:
             return values.law.vocab_size
         if values.source in CLASSIC:

@@ -3,6 +3,7 @@
 An iteration's batch is a function of (seed, consumed sequences) alone, so a resume needs no loader state.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,18 +11,22 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from megatron.core import parallel_state
+from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.blended_megatron_dataset_config import BlendedMegatronDatasetConfig
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
+from megatron_nca.data.blend import Blend
 from megatron_nca.data.indexed import IndexedReader
 from megatron_nca.data.manifest import Manifest
 from megatron_nca.data.order import training_order
 from megatron_nca.errors import DataError, explain
 
 VALIDATION_SEED = 1234
+SURPLUS = 0.005
+"""Of sequences that each dataset of a blend holds ready above its share; Megatron's default."""
 TEXT_BUCKETS = 8
 """Buckets of the loss by position where the data has no frames."""
 
@@ -69,8 +74,8 @@ class Datasets:
 
     def __init__(
         self,
-        train_prefix: Path,
-        validation_prefix: Path,
+        train: Blend,
+        validation: Blend,
         sequence_length: int,
         seed: int,
         train_sequences: int,
@@ -81,23 +86,19 @@ class Datasets:
     ) -> None:
         """`vocab_size` is the model's: data that holds other tokens is refused. `in_the_making`: training data whose
         files are there in full size but not yet filled, nor described by a manifest. Raises DataError."""
-        validation_manifest = Manifest.load(validation_prefix)
-        self.manifest = validation_manifest if in_the_making else Manifest.load(train_prefix)
+        held_out = validation.manifests()
+        manifests = held_out if in_the_making else train.manifests()
+        self.manifest = manifests[0]
         """Of the training data; of those in the making the kind, vocabulary and frames are known by validation's."""
         self.sequence_length = sequence_length
-        _check_matching(train_prefix, self.manifest, validation_prefix, validation_manifest)
-        _check_vocabulary(train_prefix, self.manifest, vocab_size)
-        _check_enough(validation_prefix, validation_manifest, sequence_length, validation_sequences)
-        self.train = _build(train_prefix, self.manifest, Split.train, train_sequences, sequence_length, seed, cache)
+        for prefix, manifest in zip((*train.prefixes, *validation.prefixes), (*manifests, *held_out), strict=True):
+            _check_matching(train.prefixes[0], self.manifest, prefix, manifest)
+        _check_vocabulary(train.prefixes[0], self.manifest, vocab_size)
+        _check_enough(validation, held_out, sequence_length, validation_sequences)
+        self.train = _build(train, manifests, Split.train, train_sequences, sequence_length, seed, cache)
         # A seed of its own keeps the validation sequences the same for all seeds and arms.
         self.validation = _build(
-            validation_prefix,
-            validation_manifest,
-            Split.valid,
-            validation_sequences,
-            sequence_length,
-            VALIDATION_SEED,
-            cache,
+            validation, held_out, Split.valid, validation_sequences, sequence_length, VALIDATION_SEED, cache
         )
 
     @property
@@ -135,20 +136,22 @@ class Datasets:
 
 
 def _build(
-    prefix: Path, manifest: Manifest, split: Split, sequences: int, sequence_length: int, seed: int, cache: Path
-) -> MegatronDataset:
+    blend: Blend, manifests: list[Manifest], split: Split, sequences: int, sequence_length: int, seed: int, cache: Path
+) -> MegatronDataset | BlendedDataset:
     blends, sizes = [None, None, None], [None, None, None]
-    blends[split.value], sizes[split.value] = ([str(prefix)], None), sequences
+    weights = list(blend.weights) if len(blend.weights) > 1 else None
+    blends[split.value], sizes[split.value] = (list(map(str, blend.prefixes)), weights), sequences
     # The key of Megatron's index cache leaves out the content of the data, so the content names the folder.
     common = {
         "random_seed": seed,
         "sequence_length": sequence_length,
         "blend_per_split": blends,
-        "path_to_cache": str(cache / manifest.files["bin"].sha256[:16]),
+        "mid_level_dataset_surplus": SURPLUS,
+        "path_to_cache": str(cache / blend.content_sha256(manifests)[:16]),
     }
-    if manifest.trajectory is not None:
+    if manifests[0].trajectory is not None:
         kind, config = TrajectoryDataset, BlendedMegatronDatasetConfig(**common)
-        config.trajectory = manifest.trajectory
+        config.trajectory = manifests[0].trajectory
     else:
         kind = GPTDataset
         config = GPTDatasetConfig(
@@ -157,18 +160,22 @@ def _build(
             reset_attention_mask=False,
             eod_mask_loss=False,
             create_attention_mask=False,
-            tokenizer=_tokenizer_facts(manifest),
+            tokenizer=_tokenizer_facts(manifests[0]),
         )
-    return BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, config).build()[split.value]
+    try:
+        return BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, config).build()[split.value]
+    except (ValueError, EOFError) as error:  # numpy's, of a file that a killed process left
+        raise DataError(f"{config.path_to_cache}: its indices cannot be read ({error}). Cure: remove the folder; they "
+                        "are made again (data_tools/prepare_cache.py).") from error
 
 
-def _check_matching(train_prefix: Path, train: Manifest, validation_prefix: Path, validation: Manifest) -> None:
-    """Training and validation data must speak the same tokens in the same frames."""
+def _check_matching(first_prefix: Path, first: Manifest, other_prefix: Path, other: Manifest) -> None:
+    """All data of a training must speak the same tokens in the same frames."""
     for name in ("kind", "vocab_size", "num_tokens", "trajectory", "tokenizer_sha256"):
-        ours, theirs = getattr(train, name), getattr(validation, name)
+        ours, theirs = getattr(first, name), getattr(other, name)
         if ours != theirs:
             raise DataError(
-                f"{validation_prefix}: its {name} is {theirs!r}, but that of {train_prefix} is {ours!r}. "
+                f"{other_prefix}: its {name} is {theirs!r}, but that of {first_prefix} is {ours!r}. "
                 "Cure: make both with the same settings or tokenizer."
             )
 
@@ -186,18 +193,20 @@ def _check_vocabulary(prefix: Path, manifest: Manifest, vocab_size: int) -> None
         )
 
 
-def _check_enough(prefix: Path, manifest: Manifest, sequence_length: int, sequences: int) -> None:
+def _check_enough(blend: Blend, manifests: list[Manifest], sequence_length: int, sequences: int) -> None:
     """Validation never repeats itself: Megatron would start a second epoch without a word."""
-    whole = manifest.documents if manifest.trajectory is not None else (manifest.tokens - 1) // sequence_length
-    if whole < sequences:
-        raise DataError(
-            explain(
-                "validation_sequences",
-                sequences,
-                f"{prefix} holds only {whole} of them.",
-                "lower it, or make a larger held-out set.",
+    for weight, prefix, manifest in zip(blend.weights, blend.prefixes, manifests, strict=True):
+        framed = manifest.trajectory is not None
+        whole = manifest.documents if framed else (manifest.tokens - 1) // sequence_length
+        # Of several, Megatron takes its share from each, and a surplus so that none runs out.
+        share = weight / sum(blend.weights)
+        asked = sequences if share == 1 else math.ceil(math.ceil(sequences * share) * (1 + SURPLUS))
+        if whole < asked:
+            of_them = "of them" if share == 1 else f"sequences, and its share of the blend takes {asked}"
+            reason = f"{prefix} holds only {whole} {of_them}."
+            raise DataError(
+                explain("validation_sequences", sequences, reason, "lower it, or make a larger held-out set.")
             )
-        )
 
 
 def _stack(samples: list[dict], key: str, device: torch.device) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """Rank variables, process groups, the device and the random streams: the one reader of a launcher's environment."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,7 +16,7 @@ import torch.distributed as dist
 
 from megatron_nca.config.parallel import ParallelConfig
 from megatron_nca.errors import ConfigError, MegatronNcaError, explain
-from megatron_nca.mcore import cpu
+from megatron_nca.mcore import cpu, patches
 
 SLURM_VARIABLES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -117,6 +119,18 @@ def _join(ranks: Ranks, backend: str) -> None:
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=COLLECTIVE_TIMEOUT)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+
+
+@contextlib.contextmanager
+def lone_process() -> Iterator[None]:
+    """Inside, this process is a group of its own, on the CPU, whatever the environment says of ranks."""
+    cpu.install()
+    patches.quiet()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield
+    finally:
+        shut_down()
 
 
 def side_store(name: str) -> dist.Store:

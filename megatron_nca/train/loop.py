@@ -17,9 +17,9 @@ from megatron_nca.account import devices, flops
 from megatron_nca.config.recipe import Recipe
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
-from megatron_nca.mcore.engine import Engine, Ranks, agree, build_engine, datasets
+from megatron_nca.mcore.engine import Engine, Ranks, agree, build_engine
 from megatron_nca.run_dir import PhaseFolder, RunFolder
-from megatron_nca.train import boards, checkpoints, provenance
+from megatron_nca.train import boards, checkpoints, provenance, reading
 from megatron_nca.train.clock import Clock
 from megatron_nca.train.fence import Fence
 from megatron_nca.train.metrics import Machine, Metrics
@@ -187,28 +187,16 @@ def _supply(job: Job, ranks: Ranks, consumed: int) -> Beforehand | OnNode:
     """Collective: where the phase's data come from. Generators on nodes are started."""
     if job.on_node is not None:
         return OnNode(_agreed(job.on_node), ranks, consumed)
-    name = job.recipe.phases[job.phase].dataset
-    dataset, folder = job.recipe.datasets[name], job.run.dataset(name)
-    prefixes = folder.prefix("train", dataset), folder.prefix("validation", dataset)
-    return Beforehand(*prefixes) if job.copy_data_to is None else Copied(*prefixes, job.copy_data_to, ranks)
+    parts = reading.blends(job.recipe, job.run, job.recipe.phases[job.phase].dataset)
+    return Beforehand(*parts) if job.copy_data_to is None else Copied(*parts, job.copy_data_to, ranks)
 
 
 def _open_data(job: Job, supply: Beforehand | OnNode) -> object:
     """The phase's datasets; a bad file on any rank ends all ranks with one message."""
-    phase = job.recipe.phases[job.phase]
     supply.prepare()
+    parts, cache = (supply.train, supply.validation), reading.index_cache(job.recipe, job.run, job.phase)
     opened = _agreed(
-        lambda: datasets(
-            supply.train_prefix,
-            supply.validation_prefix,
-            job.recipe.model.sequence_length,
-            job.seed,
-            phase.train_sequences,
-            phase.validation_sequences,
-            job.run.dataset(phase.dataset).path / "index_cache",
-            job.recipe.model_config(job.phase).vocab_size,
-            supply.in_the_making,
-        )
+        lambda: reading.open_data(job.recipe, job.phase, job.seed, parts, cache, supply.in_the_making)
     )
     supply.opened()
     return opened

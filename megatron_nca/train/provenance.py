@@ -7,7 +7,6 @@ from megatron_nca import __version__
 from megatron_nca.config.recipe import Recipe
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.config.schema import to_dict, to_yaml
-from megatron_nca.data.manifest import Manifest
 from megatron_nca.errors import DataError
 from megatron_nca.mcore.engine import versions
 from megatron_nca.run_dir import RunFolder
@@ -45,6 +44,6 @@ def _commit(run: RunFolder) -> str | None:
 def _sha256(supply: Beforehand | OnNode) -> str | None:
     """Of the validation .bin; None where a node has not finished it."""
     try:
-        return Manifest.load(supply.validation_prefix).files["bin"].sha256
+        return supply.validation.content_sha256(supply.validation.manifests())
     except DataError:
         return None

@@ -14,12 +14,13 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_nca import files
 from megatron_nca.data import copies
-from megatron_nca.data.manifest import Manifest, part
+from megatron_nca.data.blend import Blend
+from megatron_nca.data.manifest import part
 from megatron_nca.data.placed import unfinished
 from megatron_nca.errors import DataError, MegatronNcaError
 from megatron_nca.mcore.engine import Ranks, agree, gather
@@ -39,15 +40,15 @@ class Beforehand:
     in_the_making = False
     digest = None
 
-    def __init__(self, train: Path, validation: Path) -> None:
-        self.train_prefix, self.validation_prefix = train, validation
+    def __init__(self, train: Blend, validation: Blend) -> None:
+        self.train, self.validation = train, validation
         self.sha256: str | None = None
 
     def prepare(self) -> None:
         """Collective. Raises DataError."""
         error = None
         try:
-            self.sha256 = Manifest.load(self.train_prefix).files["bin"].sha256
+            self.sha256 = self.train.content_sha256(self.train.manifests())
         except DataError as failure:
             error = failure
         agree(error)
@@ -66,7 +67,7 @@ class Beforehand:
 class Copied(Beforehand):
     """The same, read from copies on each node's own disk, which its first local rank makes."""
 
-    def __init__(self, train: Path, validation: Path, folder: str, ranks: Ranks) -> None:
+    def __init__(self, train: Blend, validation: Blend, folder: str, ranks: Ranks) -> None:
         super().__init__(train, validation)
         self._folder, self._ranks = folder, ranks
 
@@ -79,18 +80,20 @@ class Copied(Beforehand):
             while not all(gather(bringing.done())):  # one collective may not last as long as a copy
                 time.sleep(LOOK_SECONDS)
         try:
-            self.train_prefix, self.validation_prefix = bringing.result()
+            self.train, self.validation = bringing.result()
         except MegatronNcaError as failure:
             error = failure
         agree(error)
         if self._ranks.is_first:
             seconds = time.monotonic() - began
-            logger.info("data: read from copies in %s of each node (%.1f s)", self.train_prefix.parent.parent, seconds)
+            folder = self.train.prefixes[0].parent.parent
+            logger.info("data: read from copies in %s of each node (%.1f s)", folder, seconds)
 
-    def _bring(self) -> list[Path]:
+    def _bring(self) -> list[Blend]:
         folder = copies.folder_here(self._folder)
         bring = copies.copy if self._ranks.local_rank == 0 else copies.place
-        return [bring(prefix, folder) for prefix in (self.train_prefix, self.validation_prefix)]
+        return [replace(blend, prefixes=tuple(bring(prefix, folder) for prefix in blend.prefixes))
+                for blend in (self.train, self.validation)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,8 @@ class OnNode:
 
     def __init__(self, data: OnNodeData, ranks: Ranks, consumed: int) -> None:
         self.data, self.consumed, self.digest = data, consumed, data.digest
-        self.train_prefix, self.validation_prefix = data.train_prefix, data.validation_prefix
+        self.train = Blend.of((1.0, data.train_prefix))
+        self.validation = Blend.of((1.0, data.validation_prefix))
         self.in_the_making = False
         self.sha256: str | None = None
         """Of the training .bin, once it is whole on all nodes."""
@@ -176,8 +180,8 @@ class OnNode:
         self.look()
         while not all(node.validation and (node.train or self._may_open(node)) for node in self._nodes):
             self._pause()
-        if self.sha256 is None and not part(self.train_prefix, "json").exists():
-            self.in_the_making, self.train_prefix = True, unfinished(self.train_prefix)
+        if self.sha256 is None and not part(self.data.train_prefix, "json").exists():
+            self.in_the_making, self.train = True, Blend.of((1.0, unfinished(self.data.train_prefix)))
         shas = {node.validation for node in self._nodes}
         agree(self._record("validation", self.data.validation_prefix, shas))
 

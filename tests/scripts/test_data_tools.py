@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ["stdlib_corpus", "train_tokenizer", "preprocess_corpus", "merge_datasets", "verify_dataset", "show_dataset"]
+TOOLS = ["stdlib_corpus", "train_tokenizer", "preprocess_corpus", "merge_datasets", "verify_dataset", "show_dataset",
+         "prepare_cache"]
 
 
 def start(tool, *arguments, **kwargs):

@@ -1,0 +1,73 @@
+"""Which datasets a phase reads, and how they are opened for it; by its training, or ahead of it for their indices."""
+
+import os
+from pathlib import Path
+
+from megatron_nca import files
+from megatron_nca.config.recipe import Recipe
+from megatron_nca.data.blend import Blend
+from megatron_nca.mcore.engine import datasets, lone_process
+from megatron_nca.run_dir import RunFolder
+
+
+def blends(recipe: Recipe, run: RunFolder, name: str) -> tuple[Blend, Blend]:
+    """Training and validation part of the recipe's dataset `name`, made beforehand."""
+    weights = recipe.datasets[name].blend or ((1.0, name),)
+
+    def of(part: str) -> Blend:
+        return Blend.of(*((weight, run.dataset(one).prefix(part, recipe.datasets[one])) for weight, one in weights))
+
+    return of("train"), of("validation")
+
+
+def index_cache(recipe: Recipe, run: RunFolder, phase: str) -> Path:
+    """Folder of the indices of a phase's text."""
+    return run.dataset(recipe.phases[phase].dataset).path / "index_cache"
+
+
+def open_data(recipe: Recipe, phase: str, seed: int, parts: tuple[Blend, Blend], cache: Path,
+              in_the_making: bool = False) -> object:
+    """`mcore.datasets.Datasets` of a phase; text needs indices, which are made in `cache` where they are not there.
+
+    Collective. Raises DataError.
+    """
+    settings = recipe.phases[phase]
+    return datasets(
+        *parts,
+        recipe.model.sequence_length,
+        seed,
+        settings.train_sequences,
+        settings.validation_sequences,
+        cache,
+        recipe.model_config(phase).vocab_size,
+        in_the_making,
+    )
+
+
+def prepare_indices(recipe: Recipe, run: RunFolder, phase: str, seed: int) -> int:
+    """Make the indices of a phase's text that are not there, in this process alone; returns the number of files.
+
+    Megatron writes in place, and takes a file that exists for whole. So they are made in a folder beside, where those
+    that are there stand as links, and renamed into place. Raises DataError.
+    """
+    cache = index_cache(recipe, run, phase)
+    parts = blends(recipe, run, recipe.phases[phase].dataset)
+    aside = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
+    try:
+        for path in cache.glob("*/*"):
+            link = aside / path.relative_to(cache)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+        with lone_process():
+            open_data(recipe, phase, seed, parts, aside)
+        made = [path for path in aside.glob("*/*") if not path.is_symlink()]
+        for path in made:
+            place = cache / path.relative_to(aside)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            files.sync(path)
+            os.replace(path, place)
+        return len(made)
+    except OSError as error:
+        raise files.translate(error, cache) from error
+    finally:
+        files.remove(aside)
