@@ -8,6 +8,10 @@ Example:
     python data_tools/show_dataset.py runs/low runs/high --sequences 0 1 2 --picture frames.png
     python data_tools/show_dataset.py runs/nca --report runs/nca_quality --decode 5
     python data_tools/show_dataset.py corpus/train_text_document --decode 0 --tokenizer-model corpus/tokenizer.model
+
+--document prints one document of a corpus, made here or by Megatron-LM's own tool:
+    python data_tools/show_dataset.py owt/train_text_document --document 7 \\
+        --tokenizer-type GPT2BPETokenizer --vocab-file vocab.json --merge-file merges.txt
 """
 
 import argparse
@@ -15,10 +19,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from megatron_nca.data import encoders
 from megatron_nca.data.tool import run_tool, tool_parser
 from megatron_nca.errors import ConfigError, DataError, explain
 from megatron_nca.files import publish
-from megatron_nca.look import decoding, picture, quality
+from megatron_nca.look import decoding, documents, picture, quality
 from megatron_nca.look.opened import Opened
 from megatron_nca.nca import complexity
 
@@ -33,7 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", type=Path, metavar="DIR", help="folder for quality.md and gzip_ratios.png")
     parser.add_argument("--limit", type=int, default=4096, help="sequences that are measured (default %(default)s)")
     parser.add_argument("--decode", type=int, metavar="I", help="print this sequence as text, and nothing else")
-    parser.add_argument("--tokenizer-model", type=Path, help="of the text that --decode prints")
+    parser.add_argument("--document", type=int, metavar="I",
+                        help="print this document of a corpus, and nothing else; ids without a tokenizer")
+    parser.add_argument("--tokenizer-type", choices=encoders.TYPES, help=f"default {encoders.SENTENCEPIECE}")
+    parser.add_argument("--tokenizer-model", type=Path,
+                        help="of the text that --decode or --document prints: a .model, or folder with tokenizer.json")
+    parser.add_argument("--vocab-file", type=Path, help="vocab.json of a GPT2BPETokenizer")
+    parser.add_argument("--merge-file", type=Path, help="merges.txt of a GPT2BPETokenizer")
     return parser
 
 
@@ -44,6 +55,11 @@ def main(arguments: argparse.Namespace) -> None:
             raise ConfigError(explain(name, str(path), "needs matplotlib.", "pip install 'megatron_nca[log]'."))
     if arguments.limit < 1:
         raise ConfigError(explain("--limit", arguments.limit, "must be at least 1.", "4096 is usual."))
+    if arguments.document is not None:
+        return document(arguments)
+    for name in ("tokenizer_type", "vocab_file", "merge_file"):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}: belongs to --document. Cure: give it, or leave it out.")
     datasets = [Opened(_without_ending(prefix)) for prefix in arguments.prefixes]
     if arguments.decode is not None:
         return decode(datasets, arguments)
@@ -66,6 +82,19 @@ def decode(datasets: list[Opened], arguments: argparse.Namespace) -> None:
     if len(datasets) > 1:
         raise ConfigError("--decode: several datasets were given. Cure: give one.")
     print(decoding.decode(datasets[0], arguments.decode, arguments.tokenizer_model), end="")
+
+
+def document(arguments: argparse.Namespace) -> None:
+    if len(arguments.prefixes) > 1:
+        raise ConfigError("--document: several datasets were given. Cure: give one.")
+    given = {"model": arguments.tokenizer_model, "vocab_file": arguments.vocab_file, "merge_file": arguments.merge_file}
+    chosen = None
+    if arguments.tokenizer_type is not None or any(given.values()):
+        chosen = encoders.TokenizerFiles(type=arguments.tokenizer_type or encoders.SENTENCEPIECE, **given)
+    text, note = documents.document(_without_ending(arguments.prefixes[0]), arguments.document, chosen)
+    if note is not None:
+        print(note, file=sys.stderr)
+    print(text)
 
 
 def report(datasets: list[Opened], limit: int, folder: Path | None) -> None:

@@ -197,6 +197,9 @@ class HashedFile(io.RawIOBase):
     def tell(self) -> int:
         return self._bytes
 
+    def fileno(self) -> int:
+        return self._file.fileno()
+
     def record(self) -> dict[str, object]:
         """What a file list says of it."""
         self._wait_for_hash(0)

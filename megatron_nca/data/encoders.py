@@ -231,3 +231,18 @@ def flat(encoded: Iterable[Ids]) -> tuple[np.ndarray, np.ndarray]:
     lists = list(encoded)
     lengths = np.fromiter(map(len, lists), np.int32, len(lists))
     return np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(lengths.sum(dtype=np.int64))), lengths
+
+
+def decoder(chosen: TokenizerFiles) -> Callable[[list[int]], str]:
+    """Token ids back to text, special tokens by their names. Raises DataError for files that are not of this type."""
+    chosen.load()  # whose checks name what is wrong
+    if chosen.type == SENTENCEPIECE:
+        return tokenizer.load(chosen.model).decode
+    from tokenizers import Tokenizer, decoders, models
+
+    if chosen.type == HUGGING_FACE:
+        known = Tokenizer.from_file(str(_tokenizer_json(chosen.model)))
+    else:
+        known = Tokenizer(models.BPE.from_file(str(chosen.vocab_file), str(chosen.merge_file)))
+        known.decoder = decoders.ByteLevel()
+    return lambda ids: known.decode(ids, skip_special_tokens=False)

@@ -8,14 +8,13 @@ Format: megatron/core/datasets/indexed_dataset.py. Here a sequence is a document
 
 import contextlib
 import glob
-import hashlib
+import io
 import mmap
 import os
 import struct
 from array import array
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -39,30 +38,22 @@ def optimal_dtype(num_tokens: int) -> np.dtype:
     return DTYPES[8] if num_tokens < 65_500 else DTYPES[4]
 
 
-class HashedFile:
-    """A file written aside, with the sha256 and the size of what went into it."""
+class Aside:
+    """A new file beside the one that it will be, hashed while it is written; small writes are gathered."""
 
     def __init__(self, path: Path, aside: Path | None = None) -> None:
         self.path = path
         self.aside = aside or path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.bytes = 0
-        self._digest = hashlib.sha256()
-        self._file = open(self.aside, "wb", buffering=CHUNK)  # noqa: SIM115 - closed by sync or discard
-
-    def write(self, block: Any) -> None:
-        self._file.write(block)
-        self._digest.update(block)
-        self.bytes += memoryview(block).nbytes
-
-    def flush(self) -> None:
-        """Let other processes read what was written."""
-        self._file.flush()
+        files.remove(self.aside)  # of a process that was killed and had this one's number
+        self._hashed = files.HashedFile(self.aside)
+        self._file = io.BufferedWriter(self._hashed, CHUNK)
+        self.write, self.flush = self._file.write, self._file.flush
 
     def sync(self) -> FileRecord:
         self.flush()
-        os.fsync(self._file.fileno())
+        os.fsync(self._hashed.fileno())
         self._file.close()
-        return FileRecord(bytes=self.bytes, sha256=self._digest.hexdigest())
+        return FileRecord(**self._hashed.record())
 
     def discard(self) -> None:
         with contextlib.suppress(OSError):  # closing a file on a full disk fails once more
@@ -92,14 +83,14 @@ class IndexedWriter:
         self.histogram = np.zeros(num_tokens, dtype=np.int64)
         """Counts (num_tokens,) of the tokens, or of the scored targets if there is a trajectory."""
         self._lengths = array("i")
-        self._bin: HashedFile | None = None
-        self._idx: HashedFile | None = None
+        self._bin: Aside | None = None
+        self._idx: Aside | None = None
 
     def __enter__(self) -> "IndexedWriter":
         with self._translated("bin"):
             self.prefix.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-            self._bin = HashedFile(part(self.prefix, "bin"))
+            self._bin = Aside(part(self.prefix, "bin"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -191,7 +182,7 @@ class IndexedWriter:
         fields.setdefault("unigram_entropy_nats", unigram_entropy_nats(self.histogram))
         with self._translated("idx"):
             if self._idx is None:
-                self._idx = HashedFile(part(self.prefix, "idx"))
+                self._idx = Aside(part(self.prefix, "idx"))
                 self._write_index()
             records = {"bin": self._bin.sync(), "idx": self._idx.sync()}
         manifest = Manifest(documents=self.documents, tokens=self.tokens, dtype=self.dtype.name,

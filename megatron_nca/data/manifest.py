@@ -129,11 +129,15 @@ class Manifest:
     def verify(self, prefix: Path) -> None:
         """Compare sizes and hashes; reads every byte. Raises DataError."""
         self.check(prefix)
-        for ending, record in self.files.items():
-            digest = files.sha256(part(prefix, ending))
-            if digest != record.sha256:
-                raise DataError(f"{part(prefix, ending)}: its sha256 is {digest}, but its manifest says "
-                                f"{record.sha256}. Cure: copy it anew, or make the dataset again.")
+        for ending in self.files:
+            self.compare_sha256(prefix, ending, files.sha256(part(prefix, ending)))
+
+    def compare_sha256(self, prefix: Path, ending: str, digest: str) -> None:
+        """Raise DataError if that is not the file's sha256 here."""
+        said = self.files[ending].sha256
+        if digest != said:
+            raise DataError(f"{part(prefix, ending)}: its sha256 is {digest}, but its manifest says "
+                            f"{said}. Cure: copy it anew, or make the dataset again.")
 
     def replace(self, **changes: object) -> "Manifest":
         """A copy with some fields changed."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_nca import files
-from megatron_nca.data.indexed import HashedFile, IndexedWriter
+from megatron_nca.data.indexed import Aside, IndexedWriter
 from megatron_nca.data.manifest import FileRecord, Manifest, part
 from megatron_nca.data.trajectories import Trajectory
 from megatron_nca.errors import DataError
@@ -55,7 +55,7 @@ class PlacedWriter(IndexedWriter):
         self.tokens = self._count * length
         try:
             with self._translated("idx"):
-                self._idx = HashedFile(part(self.prefix, "idx"), part(aside, "idx"))
+                self._idx = Aside(part(self.prefix, "idx"), part(aside, "idx"))
                 self._write_index()
                 self._idx.flush()
         except DataError:
@@ -88,7 +88,7 @@ class PlacedWriter(IndexedWriter):
 
 
 class _PlacedFile:
-    """A file of `count` records of the same size, as HashedFile to those that publish it."""
+    """A file of `count` records of the same size, as Aside to those that publish it."""
 
     def __init__(self, path: Path, aside: Path, count: int, record: int) -> None:
         self.path, self.aside, self.record, self.bytes = path, aside, record, count * record
