@@ -4,7 +4,11 @@ Inputs are JSONL files (plain, .gz, .zst), Parquet files, files of plain text, o
 folder is a source tree whose files are a document each. Flags are those of Megatron-LM's tools/preprocess_data.py where
 they mean the same. The end of a document is the tokenizer's own end-of-sentence token; what looks like a special token
 in a text is encoded as text. The output does not depend on --workers. Killed, it goes on where it was when it is called
-again; a dataset that is already whole is left as it is.
+again; a dataset that is already whole is left as it is. At the end it says what became of the documents.
+
+As a Slurm array each task has --shard $SLURM_ARRAY_TASK_ID/N, and one more job, when all are done, the same flags with
+--merge. A compressed file is read from its beginning by every task. De-duplication compares hashes of 16 bytes; it
+takes 41 bytes of disk a document and, whatever their number, about 60 MB of memory.
 
 Examples:
     python data_tools/preprocess_corpus.py --input corpus/train.jsonl --output-prefix corpus/train \\
@@ -20,10 +24,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_nca.cli.arguments import shard_of
 from megatron_nca.data import encoders, stretches
 from megatron_nca.data.encoding import ON_BAD_LINE, Preprocessing
-from megatron_nca.data.preprocess import preprocess
+from megatron_nca.data.preprocess import make_share, merge, preprocess
+from megatron_nca.data.preprocess_report import report
 from megatron_nca.data.tool import run_tool, tool_parser
+from megatron_nca.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,9 +50,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--on-bad-line", choices=ON_BAD_LINE, default="stop",
                         help="stop (the default): one message with file and line; skip: leave out and count; "
                              "quarantine: also keep them in PREFIX_rejected.jsonl")
+    parser.add_argument("--hold-out", nargs="+", default=[], type=_share, metavar="PART=SHARE",
+                        help="keep this share of the documents, chosen by the hash of the text, from training: "
+                             "PREFIX_<part>_<key>_document, for example validation=0.01 test=0.01")
+    parser.add_argument("--deduplicate", action="store_true", help="of documents with equal texts keep the first")
+    share = parser.add_mutually_exclusive_group()
+    share.add_argument("--shard", metavar="I/N", help="encode the share of process I of N, what lacks of it")
+    share.add_argument("--merge", action="store_true", help="join the parts of all processes, and remove them")
+    parser.add_argument("--parts", type=Path, nargs="+", default=[], metavar="DIR",
+                        help="where parts are (default PREFIX.parts); a node-local folder each node for --shard, all "
+                             "of them for --merge")
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
     parser.add_argument("--log-interval", type=int, default=1000, help="documents between two lines of progress")
     return parser
+
+
+def _share(text: str) -> tuple[str, float]:
+    """NAME=SHARE of --hold-out."""
+    name, _, share = text.partition("=")
+    return name, float(share)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -53,14 +76,18 @@ def main(arguments: argparse.Namespace) -> None:
                                         vocab_file=arguments.vocab_file, merge_file=arguments.merge_file)
     settings = Preprocessing(inputs=stretches.recognise(arguments.input, arguments.suffixes), tokenizer=tokenizer,
                              json_keys=tuple(arguments.json_keys), append_eod=arguments.append_eod,
-                             on_bad_line=arguments.on_bad_line)
-    for key, manifest in zip(settings.json_keys, preprocess(settings, arguments.output_prefix, arguments.workers,
-                                                            arguments.log_interval), strict=True):
-        print(f"{arguments.output_prefix}_{key}_document: {manifest.documents:,} documents, "
-              f"{manifest.tokens:,} tokens, "
-              f"{manifest.origin['empty_documents']} empty documents and {manifest.origin['left_out_lines']} bad lines "
-              f"left out, {manifest.origin['unknown_tokens']} unknown tokens, "
-              f"unigram entropy {manifest.unigram_entropy_nats:.4f} nats")
+                             on_bad_line=arguments.on_bad_line, hold_out=tuple(arguments.hold_out),
+                             deduplicate=arguments.deduplicate)
+    prefix, workers, interval = arguments.output_prefix, arguments.workers, arguments.log_interval
+    if arguments.parts and arguments.shard is None and not arguments.merge:
+        raise ConfigError("--parts: belongs to --shard or --merge. Cure: leave it out.")
+    if arguments.shard is not None:
+        shard, shards = shard_of(arguments.shard)
+        print(make_share(settings, prefix, shard, shards, arguments.parts, workers, interval))
+    elif arguments.merge:
+        print(report(merge(settings, prefix, arguments.parts, interval), prefix))
+    else:
+        print(report(preprocess(settings, prefix, workers, interval), prefix))
 
 
 if __name__ == "__main__":

@@ -140,27 +140,42 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: is empty. Cure: give a file with one JSON object a line.")
 
 
+class BadLine(DataError):
+    """A line that holds no document; `kind` says in a few words why, for counting."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple:
+        return BadLine, (self.kind, str(self))
+
+
 def parse_line(path: Path, number: int, line: bytes, keys: list[str]) -> list[str]:
-    """The texts under `keys` of one JSONL line. Raises DataError naming file and line."""
+    """The texts under `keys` of one JSONL line. Raises BadLine naming file and line."""
     where = f"{path}:{number}"
     try:
         record = json.loads(line)
     except ValueError as error:  # both of JSON and of UTF-8
-        raise DataError(f"{where}: is not JSON ({error}). Cure: one JSON object a line, in UTF-8.") from error
+        kind = "not UTF-8" if isinstance(error, UnicodeError) else "not JSON"
+        raise BadLine(kind, f"{where}: is not JSON ({error}). Cure: one JSON object a line, in UTF-8.") from error
     except RecursionError as error:
-        raise DataError(f"{where}: is nested too deeply. Cure: one flat JSON object a line.") from error
+        raise BadLine("not JSON", f"{where}: is nested too deeply. Cure: one flat JSON object a line.") from error
     if not isinstance(record, dict):
-        raise DataError(f"{where}: is a {type(record).__name__}, not an object. Cure: one JSON object a line.")
+        raise BadLine("not an object", f"{where}: is a {type(record).__name__}, not an object. "
+                      "Cure: one JSON object a line.")
     for key in keys:
         if key not in record:
-            raise DataError(f"{where}: has no key {key!r}; it has {', '.join(map(repr, record)) or 'none'}. "
-                            "Cure: name the right one with --json-keys.")
+            there = ", ".join(map(repr, record)) or "none"
+            raise BadLine("a key is missing", f"{where}: has no key {key!r}; it has {there}. "
+                          "Cure: name the right one with --json-keys.")
         if not isinstance(record[key], str):
-            raise DataError(f"{where}: the value of {key!r} is {type(record[key]).__name__}, not text. "
-                            "Cure: put text there.")
+            what = type(record[key]).__name__
+            raise BadLine("not text", f"{where}: the value of {key!r} is {what}, not text. "
+                          "Cure: put text there.")
         try:
             record[key].encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{where}: the text of {key!r} holds half of a surrogate pair ({error.reason}). "
-                            "Cure: write the text as UTF-8.") from error
+            raise BadLine("half a surrogate pair", f"{where}: the text of {key!r} holds half of a surrogate pair "
+                          f"({error.reason}). Cure: write the text as UTF-8.") from error
     return [record[key] for key in keys]

@@ -5,62 +5,120 @@ appears by rename: a run that was killed goes on with what lacks. At last the pa
 bytes do not depend on the number of processes.
 """
 
-import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from megatron_nca import files
-from megatron_nca.data import stretches
-from megatron_nca.data.encoders import Encoder
-from megatron_nca.data.encoding import REJECTED, Counts, Parts, Preprocessing, load_encoder
-from megatron_nca.data.indexed import IndexedWriter, optimal_dtype
+from megatron_nca.data import joining, stretches
+from megatron_nca.data.encoding import Preprocessing, load_encoder
+from megatron_nca.data.joining import Output
 from megatron_nca.data.manifest import Manifest, part
+from megatron_nca.data.parts import REJECTED, Counts, Parts
 from megatron_nca.data.workers import encode_all
 from megatron_nca.errors import DataError, explain
 
 
 def preprocess(settings: Preprocessing, output_prefix: Path, workers: int = 1,
                log_interval: int = 1000) -> list[Manifest]:
-    """Write OUTPUT_PREFIX_<key>_document.{bin,idx,json} of each key; all appear only after the last line was read.
+    """Write OUTPUT_PREFIX_<key>_document.{bin,idx,json} of each key, and OUTPUT_PREFIX_<part>_<key>_document of each
+    part that is held out; all appear only after the last line was read.
 
     The output does not depend on `workers`. A dataset that is whole and has the same origin is left as it is, and a
     run that was killed is gone on with. Progress goes to stderr, at most every `log_interval` documents.
     Raises DataError, for a bad line the first one of the input.
     """
-    for flag, value in (("--workers", workers), ("--log-interval", log_interval)):
-        if value < 1:
-            raise DataError(explain(flag, value, "must be at least 1.", "give a positive number."))
-    encoder = load_encoder(settings)
-    origin = settings.origin()
-    prefixes = [Path(f"{output_prefix}_{key}_document") for key in settings.json_keys]
-    present = [_present(prefix, _origin(origin, key)) for prefix, key in zip(prefixes, settings.json_keys, strict=True)]
-    if all(present):
-        print(f"{', '.join(map(str, prefixes))}: already whole, made from the same input and tokenizer.",
-              file=sys.stderr)
+    job = _Job(settings, output_prefix, workers, log_interval)
+    if present := job.present():
         return present
-    size = stretches.size_of_stretches(settings.inputs)
-    identity = {**origin, "json_keys": settings.json_keys, "stretch": size, "version": 1}
-    parts = Parts(Path(f"{output_prefix}.parts"), identity)
-    progress = Progress(log_interval)
-    with contextlib.closing(encode_all(settings, encoder, size, parts, workers)) as done:
-        for counts in done:
-            progress.add(counts)
-    manifests = _put_together(settings, encoder, origin, parts, prefixes, progress)
-    _keep_rejected(settings, parts, progress.stretches, Path(f"{output_prefix}_rejected.jsonl"))
-    files.remove(parts.path)
-    progress.end()
-    return manifests
+    size, parts = job.open_parts()
+    for counts in encode_all(settings, job.encoder, stretches.cut(settings.inputs, size), parts, workers):
+        job.progress.add(counts)
+    return job.join(parts)
 
 
-def _origin(common: dict, key: str) -> dict:
-    return {**common, "json_key": key}
+def make_share(settings: Preprocessing, output_prefix: Path, shard: int, shards: int, folders: Sequence[Path] = (),
+               workers: int = 1, log_interval: int = 1000) -> str:
+    """Encode what lacks of the share of one of `shards` processes, into the first of `folders`
+    (OUTPUT_PREFIX.parts). Stretch S of the input is of shard S modulo `shards`. Returns a sentence. Raises DataError.
+    """
+    job = _Job(settings, output_prefix, workers, log_interval)
+    if job.present():
+        return f"{output_prefix}: nothing is left to do"
+    size, parts = job.open_parts(folders, shared=True)
+    total = 0
+
+    def share():
+        nonlocal total
+        for stretch in stretches.cut(settings.inputs, size):
+            total += 1
+            if stretch.number % shards == shard:
+                yield stretch
+
+    for counts in encode_all(settings, job.encoder, share(), parts, workers):
+        job.progress.add(counts)
+    parts.note_total(total)
+    job.progress.end()
+    return f"{parts.folders[0]}: shard {shard}/{shards}: {job.progress.stretches} of {total} stretches are there"
 
 
-def _present(prefix: Path, origin: dict) -> Manifest | None:
-    """The manifest at `prefix` if that dataset is whole and was made from the same."""
+def merge(settings: Preprocessing, output_prefix: Path, folders: Sequence[Path] = (),
+          log_interval: int = 1000) -> list[Manifest]:
+    """The datasets from the parts of all shards in `folders`, the same bytes as `preprocess` makes; removes the parts.
+
+    Raises DataError, naming what is missing; then the parts stay.
+    """
+    job = _Job(settings, output_prefix, 1, log_interval)
+    if present := job.present():
+        return present
+    parts = job.open_parts(folders, shared=True)[1]
+    for counts in parts.all_counts():
+        job.progress.add(counts)
+    return job.join(parts)
+
+
+class _Job:
+    """One corpus on its way from the input to its datasets."""
+
+    def __init__(self, settings: Preprocessing, output_prefix: Path, workers: int, log_interval: int) -> None:
+        for flag, value in (("--workers", workers), ("--log-interval", log_interval)):
+            if value < 1:
+                raise DataError(explain(flag, value, "must be at least 1.", "give a positive number."))
+        self.settings, self.output_prefix = settings, output_prefix
+        self.encoder = load_encoder(settings)
+        self.outputs = joining.outputs(settings, output_prefix)
+        self.origin = settings.origin()
+        self.progress = Progress(log_interval)
+
+    def present(self) -> list[Manifest]:
+        """The manifests if all datasets are whole and made from the same."""
+        found = [_present(output, joining.origin_of(self.settings, self.origin, output)) for output in self.outputs]
+        if not all(found):
+            return []
+        print(f"{', '.join(str(output.prefix) for output in self.outputs)}: already whole, made from the same input "
+              "and tokenizer.", file=sys.stderr)
+        return found
+
+    def open_parts(self, folders: Sequence[Path] = (), shared: bool = False) -> tuple[int, Parts]:
+        """Bytes of a stretch, and the parts."""
+        size = stretches.size_of_stretches(self.settings.inputs)
+        folders = folders or [Path(f"{self.output_prefix}.parts")]
+        return size, Parts(folders, self.settings.identity(self.origin, size), shared)
+
+    def join(self, parts: Parts) -> list[Manifest]:
+        number = self.progress.stretches
+        manifests = joining.join(self.settings, self.encoder, self.origin, parts, self.outputs, number,
+                                 self.progress.total)
+        _keep_rejected(self.settings, parts, number, Path(f"{self.output_prefix}_rejected.jsonl"))
+        parts.remove()
+        self.progress.end()
+        return manifests
+
+
+def _present(output: Output, origin: dict) -> Manifest | None:
+    """The manifest of a dataset that is whole and was made from the same."""
+    prefix = output.prefix
     if not part(prefix, "json").exists():
         return None
     try:
@@ -74,35 +132,11 @@ def _present(prefix: Path, origin: dict) -> Manifest | None:
     return None
 
 
-def _put_together(settings: Preprocessing, encoder: Encoder, origin: dict, parts: Parts, prefixes: list[Path],
-                  done: "Progress") -> list[Manifest]:
-    """The datasets from their parts. Raises DataError if a key has no text at all."""
-    dtype, total, manifests = optimal_dtype(encoder.vocab_size), done.total, []
-    with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(IndexedWriter(prefix, encoder.vocab_size)) for prefix in prefixes]
-        for key, writer in enumerate(writers):
-            for folder in map(parts.folder, range(done.stretches)):
-                tokens = np.fromfile(folder / f"{key}.tokens", dtype)
-                writer.add_ragged(tokens, np.fromfile(folder / f"{key}.lengths", np.int32))
-            if not total.documents:
-                raise DataError(f"{settings.inputs[0].path}: is empty. Cure: give a file with one JSON object a line.")
-            if not writer.documents:
-                raise DataError(f"{settings.inputs[0].path}: every text of {settings.json_keys[key]!r} is empty. "
-                                "Cure: name another with --json-keys.")
-        for key, writer in enumerate(writers):
-            said = {"empty_documents": total.empty[key], "left_out_lines": total.bad,
-                    "unknown_tokens": total.unknown[key]}
-            fields = {"kind": "corpus", "vocab_size": encoder.vocab_size,
-                      "origin": {**_origin(origin, settings.json_keys[key]), **said}}
-            manifests.append(writer.finish(fields))
-    return manifests
-
-
 def _keep_rejected(settings: Preprocessing, parts: Parts, number: int, path: Path) -> None:
     if settings.on_bad_line != "quarantine":
         return
     with files.publish(path) as aside, open(aside, "wb") as file:
-        for folder in map(parts.folder, range(number)):
+        for folder in map(parts.find, range(number)):
             file.write((folder / REJECTED).read_bytes())
 
 
@@ -122,10 +156,11 @@ class Progress:
             self._print("")
 
     def end(self) -> None:
-        tokens = sum(self.total.tokens)
+        tokens = self.total.tokens
         rest = f", {tokens:,} tokens, {self.total.text_bytes / max(tokens, 1):.2f} bytes of text a token. Done."
         if self.total.bad:
-            rest += f" {self.total.bad:,} bad lines were left out, the first: {self.total.first_bad}"
+            bad = sum(self.total.bad.values())
+            rest += f" {bad:,} bad lines were left out, the first: {self.total.first_bad}"
         self._print(rest)
 
     def _print(self, rest: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from megatron_nca.data.corpus import parse_line
+from megatron_nca.data.corpus import BadLine, parse_line
 from megatron_nca.data.tool import needed_for
 from megatron_nca.errors import DataError, explain
 
@@ -53,8 +53,9 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Bad:
-    """A document that could not be taken: a sentence with file and place, and its bytes."""
+    """A document that could not be taken: why in a few words, a sentence with file and place, and its bytes."""
 
+    kind: str
     reason: str
     raw: bytes
 
@@ -203,12 +204,12 @@ def documents(stretch: Stretch, keys: Sequence[str]) -> Iterator[list[str] | Bad
         path = stretch.inputs[0].path
         for place, line in _lines(stretch):
             if len(line) >= LONGEST_LINE:
-                yield Bad(f"{place()}: the line is longer than {LONGEST_LINE:,} bytes.", line[:1000])
+                yield Bad("too long", f"{place()}: the line is longer than {LONGEST_LINE:,} bytes.", line[:1000])
                 continue
             try:
                 yield parse_line(path, 0, line, list(keys))
-            except DataError as error:
-                yield Bad(str(error).replace(f"{path}:0", place(), 1), line)
+            except BadLine as error:
+                yield Bad(error.kind, str(error).replace(f"{path}:0", place(), 1), line)
 
 
 def _lines(stretch: Stretch) -> Iterator[tuple["_Place", bytes]]:
@@ -258,7 +259,7 @@ def _whole_file(path: Path, keys: int) -> list[str] | Bad:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
     except UnicodeDecodeError as error:
-        return Bad(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}).", content)
+        return Bad("not UTF-8", f"{path}: is not UTF-8 ({error.reason} at byte {error.start}).", content)
 
 
 def _parquet(path: Path) -> object:
@@ -284,4 +285,7 @@ def _rows(stretch: Stretch, keys: Sequence[str]) -> Iterator[list[str] | Bad]:
         table = file.read_row_group(group, columns=list(keys))
         for row, texts in enumerate(zip(*(table.column(key).to_pylist() for key in keys), strict=True)):
             missing = [key for key, text in zip(keys, texts, strict=True) if text is None]
-            yield Bad(f"{path}: row {row} of group {group} has no {missing[0]!r}.", b"") if missing else list(texts)
+            if missing:
+                yield Bad("a key is missing", f"{path}: row {row} of group {group} has no {missing[0]!r}.", b"")
+            else:
+                yield list(texts)

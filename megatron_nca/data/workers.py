@@ -3,27 +3,28 @@
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from megatron_nca.data import stretches
 from megatron_nca.data.encoders import Encoder
-from megatron_nca.data.encoding import Counts, Parts, Preprocessing, encode_stretch, load_encoder
+from megatron_nca.data.encoding import Preprocessing, encode_stretch, load_encoder
+from megatron_nca.data.parts import Counts, Parts
+from megatron_nca.data.stretches import Stretch
 from megatron_nca.errors import DataError
 
 
-def encode_all(settings: Preprocessing, encoder: Encoder, size: int, parts: Parts, workers: int) -> Iterator[Counts]:
-    """Encode all stretches that `parts` lacks; yields the counts of every one in their order.
+def encode_all(settings: Preprocessing, encoder: Encoder, cuts: Iterable[Stretch], parts: Parts,
+               workers: int) -> Iterator[Counts]:
+    """Encode those stretches that `parts` lacks; yields the counts of every one in their order.
 
     Raises DataError: the one of the earliest stretch that has one, or that a process died.
     """
-    cuts = stretches.cut(settings.inputs, size)
     if workers == 1:
         for stretch in cuts:
-            yield parts.counts(stretch.number) or encode_stretch(settings, encoder, stretch,
-                                                                 parts.folder(stretch.number))
+            yield parts.counts(stretch.number) or encode_stretch(settings, encoder, stretch, parts.new(stretch.number))
         return
     crew = _Crew(settings, parts, workers)
     try:
@@ -55,9 +56,10 @@ class _Crew:
             there.close()
             self._workers.append(_Worker(process, here))
 
-    def work(self, cuts: Iterator[stretches.Stretch]) -> Iterator[Counts]:
-        due, failed = 0, False
+    def work(self, cuts: Iterable[Stretch]) -> Iterator[Counts]:
+        due, failed = deque(), False
         for stretch in cuts:
+            due.append(stretch.number)
             found = self._parts.counts(stretch.number)
             if found is not None:
                 self._results[stretch.number] = found
@@ -66,14 +68,12 @@ class _Crew:
             failed = failed or any(isinstance(result, DataError) for result in self._results.values())
             if failed:  # the stretches before it are at work still, and may hold an earlier one
                 break
-            while due in self._results:
-                yield self._take(due)
-                due += 1
+            while due and due[0] in self._results:
+                yield self._take(due.popleft())
         while any(worker.number is not None for worker in self._workers):
             self._wait()
-        while due in self._results:
-            yield self._take(due)
-            due += 1
+        while due and due[0] in self._results:
+            yield self._take(due.popleft())
 
     def _take(self, number: int) -> Counts:
         result = self._results.pop(number)
@@ -81,7 +81,7 @@ class _Crew:
             raise result
         return result
 
-    def _hand_out(self, stretch: stretches.Stretch) -> None:
+    def _hand_out(self, stretch: Stretch) -> None:
         while not (free := [worker for worker in self._workers if worker.number is None]):
             self._wait()
         free[0].number = stretch.number
@@ -121,6 +121,6 @@ def _work(settings: Preprocessing, parts: Parts, pipe: Connection) -> None:
         while True:
             stretch = pipe.recv()
             try:
-                pipe.send(encode_stretch(settings, encoder, stretch, parts.folder(stretch.number)))
+                pipe.send(encode_stretch(settings, encoder, stretch, parts.new(stretch.number)))
             except DataError as error:
                 pipe.send(error)

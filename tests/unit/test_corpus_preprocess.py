@@ -17,6 +17,7 @@ from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
 from megatron_nca.data.encoding import Preprocessing
 from megatron_nca.data.indexed import IndexedReader
 from megatron_nca.data.manifest import Manifest, part
+from megatron_nca.data.parts import Parts
 from megatron_nca.data.preprocess import preprocess
 from megatron_nca.data.verify import verify
 from megatron_nca.errors import DataError
@@ -66,11 +67,13 @@ def test_each_document_is_its_text_and_an_end(arguments, tmp_path):
 
 def test_workers_do_not_change_a_byte(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stretches, "SMALLEST", 1000)  # many batches, so that workers overtake each other
+    arguments = dataclasses.replace(arguments, hold_out=(("test", 0.2),), deduplicate=True)
     for number in (1, 2):
         preprocess(arguments, tmp_path / f"out{number}", number, log_interval=100)
-    for ending in ("bin", "idx", "json"):
-        one, two = ((tmp_path / f"out{number}_text_document.{ending}").read_bytes() for number in (1, 2))
-        assert one == two
+    for name in ("text_document", "test_text_document"):
+        for ending in ("bin", "idx", "json"):
+            one, two = ((tmp_path / f"out{number}_{name}.{ending}").read_bytes() for number in (1, 2))
+            assert one == two
     assert capsys.readouterr().err.count("docs/s") == 2 * (300 // 100 + 1)
 
 
@@ -166,7 +169,7 @@ def test_a_run_goes_on_with_the_parts_that_are_there(arguments, tmp_path, monkey
 
 
 def test_parts_of_other_settings_are_not_used(arguments, tmp_path, capsys):
-    encoding.Parts(tmp_path / "out.parts", {"other": 1})
+    Parts([tmp_path / "out.parts"], {"other": 1})
     (tmp_path / "out.parts/000000").mkdir()
     preprocess(arguments, tmp_path / "out")
     assert "they are removed" in capsys.readouterr().err
@@ -185,6 +188,8 @@ def test_bad_lines_are_left_out_and_counted(arguments, tmp_path, capsys, policy)
     path.write_bytes(b"".join([*good[:100], *bad[:3], *good[100:], *bad[3:]]))
     manifest = preprocess(settings_of(path, model, on_bad_line=policy), tmp_path / "out")[0]
     assert manifest.origin["left_out_lines"] == len(bad) and manifest.documents == 298
+    assert manifest.origin["left_out_by_reason"] == {
+        "half a surrogate pair": 1, "not JSON": 2, "not UTF-8": 1, "not an object": 1, "not text": 1}
     assert f"{len(bad)} bad lines were left out, the first: {path}:101: is not JSON" in capsys.readouterr().err
     rejected = tmp_path / "out_rejected.jsonl"
     assert rejected.exists() == (policy == "quarantine")

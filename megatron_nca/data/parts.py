@@ -1,0 +1,110 @@
+"""Folders of encoded stretches of a corpus, and what was counted of each."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_nca import files
+from megatron_nca.errors import DataError
+
+RECORD, REJECTED, TOTAL, IDENTITY = "record.json", "rejected.jsonl", "total.json", "identity.json"
+
+
+@dataclass
+class Counts:
+    """Of a stretch, or of all of them."""
+
+    documents: int = 0
+    """Also those that are empty or bad."""
+    text_bytes: int = 0
+    tokens: int = 0
+    """Of all keys."""
+    bad: dict[str, int] = field(default_factory=dict)
+    """By reason, the documents that could not be taken."""
+    first_bad: str | None = None
+
+    def __iadd__(self, other: "Counts") -> "Counts":
+        for name in ("documents", "text_bytes", "tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, number in other.bad.items():
+            self.bad[reason] = self.bad.get(reason, 0) + number
+        self.first_bad = self.first_bad or other.first_bad
+        return self
+
+
+class Parts:
+    """The encoded stretches that are there, in `folders`; this process writes into the first.
+
+    `shared`: with other processes at the same time. Then parts of other settings are an error (DataError); else they
+    are removed, and so is what a killed process left.
+    """
+
+    def __init__(self, folders: Sequence[Path], identity: dict, shared: bool = False) -> None:
+        self.folders = [Path(folder) for folder in folders]
+        text = json.dumps(identity, sort_keys=True).encode()
+        for folder in self.folders:
+            if not shared:
+                self._clean(folder, text)
+            if not files.create_folder(folder, {IDENTITY: text}) and _content(folder / IDENTITY) != text:
+                raise DataError(f"{folder}: holds no parts of this dataset, but other files or parts made of another "
+                                "input, tokenizer or setting. Cure: choose another folder with --parts, or remove it.")
+
+    @staticmethod
+    def _clean(folder: Path, identity: bytes) -> None:
+        found = _content(folder / IDENTITY)
+        if found is not None and found != identity:
+            print(f"{folder}: were made from another input, tokenizer or setting; they are removed.", file=sys.stderr)
+            files.remove(folder)
+        for left in folder.glob(".*.tmp"):  # by a process that was killed
+            files.remove(left)
+
+    def new(self, number: int) -> Path:
+        """Where this process writes a stretch."""
+        return self.folders[0] / f"{number:06d}"
+
+    def find(self, number: int) -> Path | None:
+        """The folder of a stretch that is there."""
+        return next((path for folder in self.folders if (path := folder / f"{number:06d}").is_dir()), None)
+
+    def counts(self, number: int) -> Counts | None:
+        """Of a stretch that is there."""
+        found = self.find(number)
+        return None if found is None else Counts(**json.loads((found / RECORD).read_text(encoding="utf-8")))
+
+    def note_total(self, stretches: int) -> None:
+        """Say how many there are in all."""
+        files.write_text(self.folders[0] / TOTAL, json.dumps({"stretches": stretches}))
+
+    def all_counts(self) -> list[Counts]:
+        """Of every stretch, in order. Raises DataError if one is missing."""
+        where = ", ".join(map(str, self.folders))
+        total = next((content for folder in self.folders if (content := _content(folder / TOTAL)) is not None), None)
+        if total is None:
+            raise DataError(f"{where}: no shard has come to its end. Cure: run all shards with --shard I/N first.")
+        number = json.loads(total)["stretches"]
+        missing = [stretch for stretch in range(number) if self.find(stretch) is None]
+        if missing:
+            listed = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
+            raise DataError(f"{where}: {len(missing)} of {number} stretches of the input are missing ({listed}; "
+                            "stretch S is of shard S modulo the number of shards). Cure: run those shards again; they "
+                            "make what is missing.")
+        return [self.counts(stretch) for stretch in range(number)]
+
+    def remove(self) -> None:
+        """Remove the parts, and the folders if nothing else is in them."""
+        for folder in self.folders:
+            for pattern in ("[0-9]*", ".*.tmp", TOTAL, IDENTITY):
+                for path in folder.glob(pattern):
+                    files.remove(path)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
