@@ -4,6 +4,7 @@ Text is only text: what looks like a special token in it is encoded letter by le
 document. Beginning-of-sentence tokens are never added.
 """
 
+import hashlib
 import itertools
 import json
 import re
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from megatron_nca import files
-from megatron_nca.data import tokenizer
+from megatron_nca.data import tiktoken_files, tokenizer
+from megatron_nca.data.tiktoken_files import TiktokenRules
 from megatron_nca.data.tool import needed_for
 from megatron_nca.errors import DataError, explain
 
 SENTENCEPIECE, HUGGING_FACE, GPT2_BPE = "SentencePieceTokenizer", "HuggingFaceTokenizer", "GPT2BPETokenizer"
-TYPES = (SENTENCEPIECE, HUGGING_FACE, GPT2_BPE)
+TIKTOKEN = "TikTokenizer"
+TYPES = (SENTENCEPIECE, HUGGING_FACE, GPT2_BPE, TIKTOKEN)
 GPT2_END = "<|endoftext|>"
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How GPT-2 cuts a text into the words within which it merges (Radford et al. 2019, released code)."""
@@ -44,14 +47,18 @@ class Encoder:
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
     """Which tokenizer, as on Megatron-LM's command line: `model` is a sentencepiece .model or a folder with
-    tokenizer.json; GPT2BPETokenizer has `vocab_file` and `merge_file` instead."""
+    tokenizer.json or a file of tiktoken's ranks; GPT2BPETokenizer has `vocab_file` and `merge_file` instead."""
 
     type: str
     model: Path | None = None
     vocab_file: Path | None = None
     merge_file: Path | None = None
+    tiktoken: TiktokenRules | None = None
+    """Of a TikTokenizer what its file does not say; None: the defaults."""
 
     def __post_init__(self) -> None:
+        if self.tiktoken is not None and self.type != TIKTOKEN:
+            raise DataError(explain("--tiktoken-*", "(given)", f"{self.type} has no use for it.", "leave it out."))
         wanted = ("vocab_file", "merge_file") if self.type == GPT2_BPE else ("model",)
         flags = {"model": "--tokenizer-model", "vocab_file": "--vocab-file", "merge_file": "--merge-file"}
         for name, flag in flags.items():
@@ -74,10 +81,21 @@ class TokenizerFiles:
         """What the manifest of a dataset says of its tokenizer. Raises DataError."""
         digests = [files.sha256(path) for path in self.files]
         name = "+".join(path.name for path in self.files)
-        return {"type": self.type, "name": name, "sha256": "+".join(digests)}
+        found = {"type": self.type, "name": name, "sha256": "+".join(digests)}
+        if self.type == TIKTOKEN:
+            rules = vars(self.rules)
+            found["sha256"] += "+" + hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+            found["rules"] = {**rules, "special_tokens": list(self.rules.special_tokens)}
+        return found
+
+    @property
+    def rules(self) -> TiktokenRules:
+        return self.tiktoken or TiktokenRules()
 
     def load(self) -> Encoder:
         """Raises DataError for files that are not of this type."""
+        if self.type == TIKTOKEN:
+            return Encoder(*tiktoken_files.load(self.model, self.rules))
         return {SENTENCEPIECE: _sentencepiece, HUGGING_FACE: _hugging_face, GPT2_BPE: _gpt2}[self.type](self)
 
 

@@ -37,6 +37,11 @@ def read_digests(path: Path) -> np.ndarray:
     return np.fromfile(path, _DIGEST)
 
 
+def as_digests(content: bytes) -> np.ndarray:
+    """The same of digests in memory."""
+    return np.frombuffer(content, _DIGEST)
+
+
 def check_hold_out(shares: Mapping[str, float]) -> None:
     """Raise DataError unless these are names of parts with shares of the documents that leave some for training."""
     for name, share in shares.items():

@@ -1,0 +1,43 @@
+"""The flags of Megatron-LM that name a tokenizer, for the programs that encode text."""
+
+import argparse
+from pathlib import Path
+
+from megatron_nca.data import encoders
+from megatron_nca.data.encoders import TokenizerFiles
+from megatron_nca.data.tiktoken_files import TiktokenRules
+
+
+def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tokenizer (flags and defaults are Megatron's)")
+    group.add_argument("--tokenizer-type", choices=encoders.TYPES, required=True)
+    group.add_argument("--tokenizer-model", type=Path,
+                       help="sentencepiece .model, folder with tokenizer.json, or tiktoken's file of ranks")
+    group.add_argument("--vocab-file", type=Path, help="vocab.json of a GPT2BPETokenizer")
+    group.add_argument("--merge-file", type=Path, help="merges.txt of a GPT2BPETokenizer")
+    group.add_argument("--tiktoken-pattern", help="v1, v2 (the default) or a regular expression")
+    group.add_argument("--tiktoken-num-special-tokens", type=int, help="their ids come first (default 1000)")
+    group.add_argument("--tiktoken-special-tokens", nargs="+", help="names of the first of them")
+    group.add_argument("--vocab-size", type=int, help="of a TikTokenizer, special tokens included (default 131072)")
+
+
+def tokenizer_of(arguments: argparse.Namespace) -> TokenizerFiles:
+    """What the flags name. Raises DataError."""
+    given = {"pattern": arguments.tiktoken_pattern, "num_special_tokens": arguments.tiktoken_num_special_tokens,
+             "special_tokens": arguments.tiktoken_special_tokens and tuple(arguments.tiktoken_special_tokens),
+             "vocab_size": arguments.vocab_size}
+    given = {name: value for name, value in given.items() if value is not None}
+    return TokenizerFiles(type=arguments.tokenizer_type, model=arguments.tokenizer_model,
+                          vocab_file=arguments.vocab_file, merge_file=arguments.merge_file,
+                          tiktoken=TiktokenRules(**given) if given else None)
+
+
+def add_hold_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hold-out", nargs="+", default=[], type=_share, metavar="PART=SHARE",
+                        help="keep this share of the documents, chosen by the hash of the text, from training: "
+                             "PREFIX_PART..., for example validation=0.01 test=0.01")
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    return name, float(share)
