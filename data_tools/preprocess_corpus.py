@@ -8,7 +8,7 @@ again; a dataset that is already whole is left as it is. At the end it says what
 
 As a Slurm array each task has --shard $SLURM_ARRAY_TASK_ID/N, and one more job, when all are done, the same flags with
 --merge. A compressed file is read from its beginning by every task. De-duplication compares hashes of 16 bytes; it
-takes 41 bytes of disk a document and, whatever their number, about 60 MB of memory.
+takes 41 bytes of disk a document and, whatever their number, about 120 MB of memory.
 
 Examples:
     python data_tools/preprocess_corpus.py --input corpus/train.jsonl --output-prefix corpus/train \\
@@ -16,6 +16,8 @@ Examples:
     python data_tools/preprocess_corpus.py --input c4/*.json.gz --output-prefix c4/train --append-eod --workers 16 \\
         --tokenizer-type GPT2BPETokenizer --vocab-file gpt2/vocab.json --merge-file gpt2/merges.txt \\
         --on-bad-line quarantine
+    python data_tools/preprocess_corpus.py --corpus openwebtext --input owt/*.parquet --output-prefix owt/gpt2 \\
+        --tokenizer-type GPT2BPETokenizer --vocab-file gpt2/vocab.json --merge-file gpt2/merges.txt --workers 16
     python data_tools/preprocess_corpus.py --input /usr/lib/python3.11 --suffixes .py --output-prefix code/train \\
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model llama/ --append-eod
 """
@@ -25,34 +27,34 @@ import sys
 from pathlib import Path
 
 from megatron_nca.cli.arguments import shard_of
-from megatron_nca.data import encoders, stretches
+from megatron_nca.data import known_corpora, stretches
 from megatron_nca.data.encoding import ON_BAD_LINE, Preprocessing
 from megatron_nca.data.preprocess import make_share, merge, preprocess
 from megatron_nca.data.preprocess_report import report
+from megatron_nca.data.tokenizer_flags import add_hold_out, add_tokenizer_flags, tokenizer_of
 from megatron_nca.data.tool import run_tool, tool_parser
-from megatron_nca.errors import ConfigError
+from megatron_nca.errors import ConfigError, explain
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser("preprocess_corpus.py", __doc__)
     parser.add_argument("--input", type=Path, nargs="+", required=True, help="files or folders, in this order")
+    parser.add_argument("--corpus", metavar="NAME",
+                        help="openwebtext, openwebmath, codeparrot or c4 (data_tools/corpora.yaml): sets --json-keys, "
+                             "--append-eod and, where it is not given, --hold-out, and compares the tokens with what "
+                             "is known")
     parser.add_argument("--suffixes", nargs="+", default=[], metavar=".EXT",
                         help="of a folder take the files that end so, each a document of plain text")
     parser.add_argument("--output-prefix", type=Path, required=True,
                         help="path of the output without _<key>_document.*")
-    parser.add_argument("--tokenizer-type", choices=encoders.TYPES, required=True)
-    parser.add_argument("--tokenizer-model", type=Path, help="sentencepiece .model, or folder with tokenizer.json")
-    parser.add_argument("--vocab-file", type=Path, help="vocab.json of a GPT2BPETokenizer")
-    parser.add_argument("--merge-file", type=Path, help="merges.txt of a GPT2BPETokenizer")
-    parser.add_argument("--json-keys", nargs="+", default=["text"],
-                        help="keys, or columns, of the texts, one dataset each")
+    add_tokenizer_flags(parser)
+    parser.add_argument("--json-keys", nargs="+",
+                        help="keys, or columns, of the texts, one dataset each (default text)")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
     parser.add_argument("--on-bad-line", choices=ON_BAD_LINE, default="stop",
                         help="stop (the default): one message with file and line; skip: leave out and count; "
                              "quarantine: also keep them in PREFIX_rejected.jsonl")
-    parser.add_argument("--hold-out", nargs="+", default=[], type=_share, metavar="PART=SHARE",
-                        help="keep this share of the documents, chosen by the hash of the text, from training: "
-                             "PREFIX_<part>_<key>_document, for example validation=0.01 test=0.01")
+    add_hold_out(parser)
     parser.add_argument("--deduplicate", action="store_true", help="of documents with equal texts keep the first")
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--shard", metavar="I/N", help="encode the share of process I of N, what lacks of it")
@@ -65,17 +67,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _share(text: str) -> tuple[str, float]:
-    """NAME=SHARE of --hold-out."""
-    name, _, share = text.partition("=")
-    return name, float(share)
+def _apply_known(arguments: argparse.Namespace) -> known_corpora.KnownCorpus | None:
+    """Fill in what the table says of --corpus, and say so."""
+    if arguments.corpus is None:
+        return None
+    known = known_corpora.load(Path(__file__).with_name("corpora.yaml"), arguments.corpus)
+    if arguments.json_keys not in (None, [known.json_key]):
+        raise ConfigError(explain("--json-keys", arguments.json_keys, f"the text of {arguments.corpus} is in "
+                                  f"{known.json_key!r}.", "leave it out, or leave out --corpus."))
+    arguments.json_keys, arguments.append_eod = [known.json_key], True
+    arguments.hold_out = arguments.hold_out or list(known.hold_out.items())
+    parts = " ".join(f"{name}={share}" for name, share in arguments.hold_out)
+    print(f"{arguments.corpus}: {known.about}\nwith --json-keys {known.json_key} --append-eod --hold-out {parts}",
+          file=sys.stderr)
+    return known
 
 
 def main(arguments: argparse.Namespace) -> None:
-    tokenizer = encoders.TokenizerFiles(type=arguments.tokenizer_type, model=arguments.tokenizer_model,
-                                        vocab_file=arguments.vocab_file, merge_file=arguments.merge_file)
-    settings = Preprocessing(inputs=stretches.recognise(arguments.input, arguments.suffixes), tokenizer=tokenizer,
-                             json_keys=tuple(arguments.json_keys), append_eod=arguments.append_eod,
+    known = _apply_known(arguments)
+    settings = Preprocessing(inputs=stretches.recognise(arguments.input, arguments.suffixes),
+                             tokenizer=tokenizer_of(arguments),
+                             json_keys=tuple(arguments.json_keys or ["text"]), append_eod=arguments.append_eod,
                              on_bad_line=arguments.on_bad_line, hold_out=tuple(arguments.hold_out),
                              deduplicate=arguments.deduplicate)
     prefix, workers, interval = arguments.output_prefix, arguments.workers, arguments.log_interval
@@ -84,10 +96,14 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.shard is not None:
         shard, shards = shard_of(arguments.shard)
         print(make_share(settings, prefix, shard, shards, arguments.parts, workers, interval))
-    elif arguments.merge:
-        print(report(merge(settings, prefix, arguments.parts, interval), prefix))
+        return
+    if arguments.merge:
+        manifests = merge(settings, prefix, arguments.parts, interval)
     else:
-        print(report(preprocess(settings, prefix, workers, interval), prefix))
+        manifests = preprocess(settings, prefix, workers, interval)
+    print(report(manifests, prefix))
+    if known is not None:
+        print(known.compare(manifests))
 
 
 if __name__ == "__main__":

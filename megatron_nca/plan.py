@@ -24,7 +24,8 @@ from megatron_nca.run_dir import RunFolder
 PARTS = ("train", "validation")
 Unit = tuple[str | int, ...]
 """What is made as a whole and others wait for: ("data", dataset), ("train", arm, phase, seed) or ("report",)."""
-PYTHON_STDLIB = "python-stdlib"
+COLLECTED = {"python-stdlib": "stdlib_corpus.py", "debian-docs": "debian_corpus.py"}
+"""Texts that machines have, and the programs that gather them."""
 BACKGROUND_NICE = 10
 """By how much a generator in the background stands back behind the training."""
 DATA_TOOLS = Path(megatron_nca.__file__).resolve().parent.parent / "data_tools"
@@ -137,13 +138,13 @@ def _generated_steps(dataset: Dataset, run_folder: RunFolder, name: str) -> list
 def _corpus_steps(dataset: Dataset, run_folder: RunFolder, name: str) -> list[Step]:
     folder = run_folder.dataset(name)
     split = ["--output-dir", folder.path, "--held-out-share", dataset.held_out_share]
-    if dataset.input != PYTHON_STDLIB:
+    if dataset.input not in COLLECTED:
         split = ["--input", dataset.input, *split]
     train, validation = (folder.jsonl(part) for part in PARTS)
     model = folder.tokenizer
     tokenizer = ["--input", train, "--model-prefix", model.with_suffix(""), "--vocab-size", dataset.vocab_size]
     result = [
-        Step(f"data {name}: collect", _tool("stdlib_corpus.py", *split), validation),
+        Step(f"data {name}: collect", _tool(COLLECTED.get(dataset.input, "stdlib_corpus.py"), *split), validation),
         Step(f"data {name}: tokenizer", _tool("train_tokenizer.py", *tokenizer), model),
     ]
     for part in PARTS:
@@ -236,7 +237,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
     datasets = {}
     for name, dataset in recipe.datasets.items():
         paths = {key: getattr(dataset, key) for key in ("input", "train_prefix", "validation_prefix")}
-        changes = {key: os.path.abspath(path) for key, path in paths.items() if path and path != PYTHON_STDLIB}
+        changes = {key: os.path.abspath(path) for key, path in paths.items() if path and path not in COLLECTED}
         datasets[name] = dataclasses.replace(dataset, **changes)
     return dataclasses.replace(recipe, datasets=datasets)
 
@@ -305,7 +306,7 @@ def check(recipe: Recipe) -> list[str]:
         if dataset.source == "indexed":
             prefixes = {"train_prefix": dataset.train_prefix, "validation_prefix": dataset.validation_prefix}
             wanted = [(key, f"{prefix}{end}") for key, prefix in prefixes.items() for end in (".bin", ".idx")]
-        elif dataset.source == "corpus" and dataset.input != PYTHON_STDLIB:
+        elif dataset.source == "corpus" and dataset.input not in COLLECTED:
             wanted = [("input", dataset.input)]
         for key, path in wanted:
             if not Path(path).is_file():

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +58,12 @@ def stdlib_files(root: Path | None = None) -> Iterator[tuple[str, bytes]]:
 
 
 def split_stdlib(output: Path, held_out_share: float, root: Path | None = None) -> SplitCount:
-    """Write OUTPUT/{train,validation}.jsonl with {"text", "path"} of the standard library.
+    """`split_files` of the standard library. Raises DataError."""
+    return split_files(stdlib_files(root), output, held_out_share)
+
+
+def split_files(found: Iterable[tuple[str, bytes]], output: Path, held_out_share: float) -> SplitCount:
+    """Write OUTPUT/{train,validation}.jsonl with {"text", "path"} of files, given as path and content.
 
     Held out by hash of the path. Of files with equal content only the first is kept, or a held-out text could be
     trained on.
@@ -66,7 +71,7 @@ def split_stdlib(output: Path, held_out_share: float, root: Path | None = None) 
     """
     count, seen = SplitCount(), set()
     with _two_parts(output, held_out_share, count) as write:
-        for name, content in stdlib_files(root):
+        for name, content in found:
             digest = hashlib.sha256(content).digest()
             if not content.strip():
                 count.empty += 1

@@ -20,7 +20,7 @@ DIGEST_BYTES = 16
 TRAIN = "train"
 """The name of the part that holds what no other does."""
 IN_MEMORY = 1 << 20
-"""Documents whose hashes are compared at once, about 60 MB."""
+"""Documents whose hashes are compared at once, about 120 MB."""
 _DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])
 _ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<i8")])
 
@@ -80,17 +80,28 @@ def first_ones(paths: Sequence[Path], scratch: Path) -> Iterator[np.ndarray]:
         buckets = _sort_into_buckets(paths, scratch, max((total - 1) // IN_MEMORY, 0).bit_length())
         first = np.memmap(scratch / "first", bool, "w+", shape=max(total, 1))
         for bucket in buckets:
-            entries = np.fromfile(bucket, _ENTRY)
-            order = np.lexsort((entries["document"], entries["low"], entries["high"]))
-            ordered = entries[order]
-            new = np.ones(len(ordered), bool)
-            new[1:] = (ordered["high"][1:] != ordered["high"][:-1]) | (ordered["low"][1:] != ordered["low"][:-1])
-            first[ordered["document"][new]] = True
+            _mark_first(bucket, first)
         yield first[:total]
     except OSError as error:
         raise files.translate(error, scratch) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _mark_first(bucket: Path, first: np.ndarray) -> None:
+    """Set `first` of the documents of a bucket whose hash none before has, a block of them at a time: however often one
+    text occurs, memory holds its hash once."""
+    seen = np.empty(0, _ENTRY)
+    with open(bucket, "rb") as file:
+        while content := file.read(IN_MEMORY * _ENTRY.itemsize):
+            entries = np.concatenate([seen, np.frombuffer(content, _ENTRY)])
+            entries = entries[np.lexsort((entries["document"], entries["low"], entries["high"]))]
+            new = np.ones(len(entries), bool)
+            new[1:] = (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])
+            seen = entries[new]
+            documents = seen["document"]
+            first[documents[documents >= 0]] = True
+            seen["document"] = -1  # before any other of its hash
 
 
 def _sort_into_buckets(paths: Sequence[Path], scratch: Path, bits: int) -> list[Path]:

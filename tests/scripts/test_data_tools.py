@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ["stdlib_corpus", "train_tokenizer", "preprocess_corpus", "merge_datasets", "verify_dataset", "show_dataset",
-         "prepare_cache"]
+         "prepare_cache", "debian_corpus", "preprocess_pairs"]
 
 
 def start(tool, *arguments, **kwargs):

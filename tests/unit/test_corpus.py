@@ -1,10 +1,12 @@
 """data/corpus.py: what is collected, how it is split, and how bad input is named."""
 
+import gzip
 import json
 
 import pytest
 
 from megatron_nca.data.corpus import is_held_out, parse_line, read_lines, split_jsonl, split_stdlib, stdlib_files
+from megatron_nca.data.debian import debian_files
 from megatron_nca.errors import DataError
 
 
@@ -112,3 +114,21 @@ def test_missing_and_empty_files_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
     with pytest.raises(DataError, match=r"a\.jsonl: is empty"):
         list(read_lines(tmp_path / "a.jsonl"))
+
+
+def test_debian_documentation_is_read_and_changelogs_are_not(tmp_path):
+    texts = {"share/doc/a/copyright": "free", "share/doc/a/README.Debian.gz": "read", "share/doc/b/x.html": "<p>",
+             "share/doc/a/changelog.gz": "old", "share/man/man1/a.1.gz": ".TH A", "share/man/de/man1/a.1.gz": "nein"}
+    for name, text in texts.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    (tmp_path / "share/doc/c").symlink_to(tmp_path / "share/doc/a")
+    expected = ["share/doc/a/README.Debian.gz", "share/doc/a/copyright", "share/man/man1/a.1.gz"]
+    assert list(debian_files(tmp_path)) == [(name, texts[name].encode()) for name in expected]
+    path = tmp_path / expected[0]
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(DataError, match=r"README\.Debian\.gz: is damaged"):
+        list(debian_files(tmp_path))
+    with pytest.raises(DataError, match="holds no documentation"):
+        list(debian_files(tmp_path / "none"))
