@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_nca import files
 from megatron_nca.data.manifest import Manifest, part
+from megatron_nca.data.pairs import mask_prefix
 from megatron_nca.errors import ConfigError, DataError, explain
 
 BLOCK_BYTES = 1 << 22
@@ -43,17 +44,23 @@ def copy(prefix: Path, folder: Path) -> Path:
     manifest, target = Manifest.load(prefix), place(prefix, folder)
     lock = _wait_for_lock(target.with_name(".lock"))
     try:
-        if _is_whole(target):
-            return target
-        for left in target.parent.glob(".*.tmp"):  # by a process that was killed
-            files.remove(left)
-        _check_space(manifest, target)
-        for ending, record in manifest.files.items():
-            _copy_file(part(prefix, ending), part(target, ending), record.sha256)
-        manifest.save(target)
+        _have(prefix, manifest, target)
+        if "loss_mask" in manifest.origin:
+            _have(mask_prefix(prefix), Manifest.load(mask_prefix(prefix)), mask_prefix(target))
         return target
     finally:
         os.close(lock)
+
+
+def _have(prefix: Path, manifest: Manifest, target: Path) -> None:
+    if _is_whole(target):
+        return
+    for left in target.parent.glob(".*.tmp"):  # by a process that was killed
+        files.remove(left)
+    _check_space(manifest, target)
+    for ending, record in manifest.files.items():
+        _copy_file(part(prefix, ending), part(target, ending), record.sha256)
+    manifest.save(target)
 
 
 def _wait_for_lock(path: Path) -> int:

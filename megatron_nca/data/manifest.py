@@ -48,7 +48,8 @@ class Manifest:
     format: Literal["megatron_nca dataset"] = FORMAT
     version: Literal[1] = VERSION
     kind: Literal[
-        "nca", "corpus", "shuffled", "iid", "dyck", "k_shuffle_dyck", "elementary", "life_like", "corpus_copy"
+        "nca", "corpus", "shuffled", "iid", "dyck", "k_shuffle_dyck", "elementary", "life_like", "corpus_copy",
+        "loss_mask"
     ]
     documents: int
     tokens: int

@@ -34,6 +34,10 @@ def merge(prefixes: Sequence[Path], output: Path) -> Manifest:
 
 
 def _check_alike(prefixes: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    for prefix, manifest in zip(prefixes, manifests, strict=True):
+        if "loss_mask" in manifest.origin:
+            raise DataError(f"{prefix}: has a loss mask, which would be lost. Cure: make one dataset of all pairs with "
+                            "preprocess_pairs.py.")
     for name in ("kind", "vocab_size", "num_tokens", "dtype", "trajectory", "tokenizer_sha256"):
         for prefix, manifest in zip(prefixes, manifests, strict=True):
             here, there = getattr(manifest, name), getattr(manifests[0], name)

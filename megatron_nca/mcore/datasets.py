@@ -22,6 +22,7 @@ from megatron_nca.data.blend import Blend
 from megatron_nca.data.indexed import IndexedReader
 from megatron_nca.data.manifest import Manifest
 from megatron_nca.data.order import training_order
+from megatron_nca.data.pairs import mask_prefix
 from megatron_nca.errors import DataError, explain
 
 VALIDATION_SEED = 1234
@@ -67,6 +68,21 @@ class TrajectoryDataset(MegatronDataset):
             self._ordered = training_order(self.config.random_seed, epoch, count) if shuffled else np.arange(count)
             self._ordered_epoch = epoch
         return self._ordered
+
+
+class AnswersOnly:
+    """Text whose twin says which targets are scored. Both have the same lengths and seed, so Megatron cuts and orders
+    them alike."""
+
+    def __init__(self, text: GPTDataset, mask: GPTDataset) -> None:
+        self._text, self._mask = text, mask
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = self._text[index]
+        return {**sample, "loss_mask": sample["loss_mask"] * self._mask[index]["labels"]}
 
 
 class Datasets:
@@ -163,10 +179,27 @@ def _build(
             tokenizer=_tokenizer_facts(manifests[0]),
         )
     try:
-        return BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, config).build()[split.value]
+        built = BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, config).build()[split.value]
     except (ValueError, EOFError) as error:  # numpy's, of a file that a killed process left
         raise DataError(f"{config.path_to_cache}: its indices cannot be read ({error}). Cure: remove the folder; they "
                         "are made again (data_tools/prepare_cache.py).") from error
+    if not any("loss_mask" in manifest.origin for manifest in manifests):
+        return built
+    twins, of_twins = _masks(blend, manifests)
+    return AnswersOnly(built, _build(twins, of_twins, split, sequences, sequence_length, seed, cache))
+
+
+def _masks(blend: Blend, manifests: list[Manifest]) -> tuple[Blend, list[Manifest]]:
+    """The twins that say which tokens of datasets are scored. Raises DataError if one is missing or another one's."""
+    twins = Blend(blend.weights, tuple(map(mask_prefix, blend.prefixes)))
+    for prefix, manifest, twin in zip(blend.prefixes, manifests, twins.prefixes, strict=True):
+        if "loss_mask" not in manifest.origin:
+            raise DataError(f"{prefix}: has no loss mask, and others of its blend have one. Cure: make it with "
+                            "preprocess_pairs.py too, or read it in a phase of its own.")
+        if Manifest.load(twin).files["bin"].sha256 != manifest.origin["loss_mask"]["bin_sha256"] or (
+                not np.array_equal(IndexedReader(twin).lengths, IndexedReader(prefix).lengths)):
+            raise DataError(f"{twin}: is not the loss mask of {prefix}. Cure: make both again with preprocess_pairs.py.")
+    return twins, twins.manifests()
 
 
 def _check_matching(first_prefix: Path, first: Manifest, other_prefix: Path, other: Manifest) -> None:

@@ -1,0 +1,160 @@
+"""Fine-tuning data: pairs of a prompt and an answer as two indexed datasets of the same lengths.
+
+PREFIX_text_document holds prompt, answer and end of each pair; PREFIX_loss_mask holds 1 for each token of the answer
+and for the end, 0 for the prompt. The manifest of the first names the second by its hash, and training scores only
+tokens that have a one. Prompt and answer are encoded each by itself, so that no token is of both.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from megatron_nca import files
+from megatron_nca.data import selection, stretches
+from megatron_nca.data.encoders import Encoder, TokenizerFiles
+from megatron_nca.data.indexed import IndexedWriter
+from megatron_nca.data.manifest import Manifest
+from megatron_nca.data.stretches import Bad
+from megatron_nca.errors import DataError, explain
+
+LAYOUTS = ("gsm8k", "bigbench", "keys")
+TEXT, MASK = "_text_document", "_loss_mask"
+BATCH = 256
+"""Pairs that are encoded at once."""
+_BIGBENCH_PREFIXES = {"example_input_prefix": "\nQ: ", "example_output_prefix": "\nA: "}
+"""Where a task names none (BIG-bench's own defaults)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What decides the datasets."""
+
+    inputs: tuple[Path, ...]
+    tokenizer: TokenizerFiles
+    layout: Literal["gsm8k", "bigbench", "keys"]
+    """gsm8k: lines with `question` and `answer`. bigbench: a task.json with `examples`. keys: lines with `keys`."""
+    keys: tuple[str, str] | None = None
+    between: str = "\n"
+    """What stands after the prompt, and belongs to it; of bigbench the task's own prefixes do instead."""
+    hold_out: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.keys is not None) != (self.layout == "keys"):
+            raise DataError(explain("--json-keys", self.keys and list(self.keys), "is for --layout keys, and needed "
+                                    "there.", "name the keys of prompt and answer with that layout."))
+        selection.check_hold_out(dict(self.hold_out))
+
+    def read(self) -> Iterator[tuple[str, str]]:
+        """All prompts, as they are to be encoded, with their answers. Raises DataError for the first bad one."""
+        if self.layout == "bigbench":
+            for path in self.inputs:
+                yield from _bigbench(path)
+            return
+        keys = self.keys or ("question", "answer")
+        for stretch in stretches.cut(stretches.recognise(self.inputs), stretches.LARGEST):
+            for document in stretches.documents(stretch, keys):
+                if isinstance(document, Bad):
+                    raise DataError(document.reason)
+                prompt, answer = document
+                yield prompt + self.between, answer
+
+    def origin(self) -> dict:
+        inputs = [{"name": path.name, "bytes": path.stat().st_size, "sha256": files.sha256(path)}
+                  for path in self.inputs]
+        return {"inputs": inputs, "tokenizer": self.tokenizer.fingerprint(), "layout": self.layout,
+                "json_keys": self.keys and list(self.keys), "between": self.between, "hold_out": dict(self.hold_out)}
+
+
+def mask_prefix(text_prefix: Path) -> Path:
+    """Where the loss mask of a dataset lies that has one. Raises DataError if its name is not PREFIX_text_document."""
+    name = text_prefix.name
+    if not name.endswith(TEXT):
+        raise DataError(f"{text_prefix}: has a loss mask, and so must be called PREFIX{TEXT}, beside PREFIX{MASK}. "
+                        "Cure: give it its old name back.")
+    return text_prefix.with_name(name.removesuffix(TEXT) + MASK)
+
+
+def make_pairs(settings: Pairs, output_prefix: Path) -> list[Manifest]:
+    """Write both datasets of each part, the mask's first; returns the manifests of the texts. Raises DataError."""
+    encoder = settings.tokenizer.load()
+    if encoder.eod is None:
+        raise DataError(f"{settings.tokenizer.files[0]}: has no end-of-sentence token, so no answer would have an end. "
+                        "Cure: use a tokenizer that has one.")
+    names = [selection.TRAIN, *(name for name, _ in settings.hold_out)]
+    prefixes = [Path(f"{output_prefix}{'' if name == selection.TRAIN else f'_{name}'}") for name in names]
+    origin, manifests = settings.origin(), []
+    with contextlib.ExitStack() as stack:
+        writers = [tuple(stack.enter_context(IndexedWriter(Path(f"{prefix}{what}"), size))
+                         for what, size in ((TEXT, encoder.vocab_size), (MASK, 2))) for prefix in prefixes]
+        answers = _write(settings, encoder, writers)
+        for name, (text, _) in zip(names, writers, strict=True):
+            if not text.documents:
+                raise DataError(f"{settings.inputs[0]}: leaves the part {name!r} without a pair. "
+                                "Cure: give more pairs, or another --hold-out.")
+        for name, count, (text, mask) in zip(names, answers, writers, strict=True):
+            of_mask = mask.finish({"kind": "loss_mask", "vocab_size": 2, "origin": {**origin, "part": name}})
+            said = {"part": name, "answer_tokens": count, "loss_mask": {"bin_sha256": of_mask.files["bin"].sha256}}
+            manifests.append(text.finish({"kind": "corpus", "vocab_size": encoder.vocab_size,
+                                          "origin": {**origin, **said}}))
+    return manifests
+
+
+def _write(settings: Pairs, encoder: Encoder, writers: Sequence[tuple[IndexedWriter, IndexedWriter]]) -> list[int]:
+    """All pairs, each to the writers of its part; returns the scored tokens of each part."""
+    shares, scored = [share for _, share in settings.hold_out], [0] * len(writers)
+    for pairs in _batches(settings.read()):
+        digests = b"".join(selection.digest([prompt.encode(), answer.encode()]) for prompt, answer in pairs)
+        parts = selection.parts_of(selection.as_digests(digests), shares)
+        prompts, answers = (list(encoder.encode(list(texts))) for texts in zip(*pairs, strict=True))
+        for part, prompt, answer, (_, said) in zip(parts, prompts, answers, pairs, strict=True):
+            if not answer:
+                raise DataError(f"{settings.inputs[0]}: a pair has the empty answer {said!r}. Cure: take it out.")
+            text, mask = writers[part]
+            text.add_document(np.array([*prompt, *answer, encoder.eod]))
+            mask.add_document(np.repeat([0, 1], [len(prompt), len(answer) + 1]))
+            scored[part] += len(answer) + 1
+    return scored
+
+
+def _batches(pairs: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch = []
+    for pair in pairs:
+        batch.append(pair)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _bigbench(path: Path) -> Iterator[tuple[str, str]]:
+    """The examples of a task: the first `target`, or the first of the choices with the highest `target_scores`."""
+    try:
+        task = json.loads(path.read_bytes())
+        examples = task["examples"]
+        before, after = (task.get(name, default) for name, default in _BIGBENCH_PREFIXES.items())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check --input.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is no task of BIG-bench ({error!r}). "
+                        "Cure: give a task.json with examples.") from error
+    for number, example in enumerate(examples):
+        try:
+            if "target" in example:
+                target = example["target"]
+                answer = target if isinstance(target, str) else target[0]
+            else:
+                answer = max(example["target_scores"], key=example["target_scores"].get)
+            prompt = f"{before}{example['input']}{after}"
+            if not isinstance(example["input"], str) or not isinstance(answer, str):
+                raise TypeError("input and answer must be text")
+            (prompt + answer).encode()
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}: example {number} has no input and target ({error!r}). "
+                            "Cure: take it out.") from error
+        yield prompt, answer

@@ -1,0 +1,131 @@
+"""Fine-tuning data: prompts and answers with a loss mask, the layouts of GSM8K and BIG-bench, the loss of a step."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from megatron_nca.data import copies, tokenizer
+from megatron_nca.data.blend import Blend
+from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
+from megatron_nca.data.indexed import IndexedReader
+from megatron_nca.data.manifest import Manifest
+from megatron_nca.data.merge import merge
+from megatron_nca.data.pairs import Pairs, make_pairs, mask_prefix
+from megatron_nca.errors import DataError
+
+CHANCE = random.Random(0)
+PAIRS = [("".join(CHANCE.choices("abcdef ", k=30)), "".join(CHANCE.choices("uvwxyz", k=1 + i % 9))) for i in range(200)]
+"""Prompts and answers have no letter in common, so a token says by itself which it is of."""
+END = 1
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = [{"text": text} for pair in PAIRS for text in pair]
+    (folder / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer.save(tokenizer.train(folder / "a.jsonl", 280)[0], folder / "tok")
+    lines = [{"question": prompt, "answer": answer} for prompt, answer in PAIRS]
+    (folder / "gsm8k.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def settings(files, name="gsm8k.jsonl", layout="gsm8k", **others):
+    chosen = TokenizerFiles(type=SENTENCEPIECE, model=files / "tok.model")
+    return Pairs(inputs=(files / name,), tokenizer=chosen, layout=layout, **others)
+
+
+def read(prefix, files):
+    """The pairs of a dataset as text, by its mask."""
+    text, mask = IndexedReader(prefix), IndexedReader(mask_prefix(prefix))
+    processor = tokenizer.load(files / "tok.model")
+    assert np.array_equal(text.lengths, mask.lengths)
+    found = []
+    for index in range(len(text)):
+        tokens, scored = text[index], mask[index].astype(bool)
+        assert np.all(np.diff(scored.astype(int)) >= 0) and tokens[-1] == END
+        found.append(tuple(processor.decode(part.tolist()) for part in (tokens[~scored], tokens[scored][:-1])))
+    return found
+
+
+def test_gsm8k_is_question_and_answer(files, tmp_path):
+    [manifest] = make_pairs(settings(files), tmp_path / "out")
+    assert read(tmp_path / "out_text_document", files) == [(prompt + "\n", answer) for prompt, answer in PAIRS]
+    assert read(copies.copy(tmp_path / "out_text_document", tmp_path / "disk"), files) == read(
+        tmp_path / "out_text_document", files)
+    mask = IndexedReader(tmp_path / "out_loss_mask")
+    assert manifest.origin["answer_tokens"] == mask.stream(0, mask.tokens).sum() > 200
+    with pytest.raises(DataError, match="has a loss mask, which would be lost"):
+        merge([tmp_path / "out_text_document"] * 2, tmp_path / "merged")
+
+
+def test_bigbench_has_targets_or_scores_and_prefixes(files, tmp_path):
+    examples = [{"input": "abc", "target": "uvw"}, {"input": "b", "target": ["x", "y"]},
+                {"input": "c", "target_scores": {"u": 0, "v": 1, "w": 1}}]
+    (files / "task.json").write_text(json.dumps({"examples": examples, "example_output_prefix": "\nfad: "}))
+    make_pairs(settings(files, "task.json", "bigbench"), tmp_path / "out")
+    expected = [("\nQ: abc\nfad: ", "uvw"), ("\nQ: b\nfad: ", "x"), ("\nQ: c\nfad: ", "v")]
+    assert read(tmp_path / "out_text_document", files) == expected
+    for content, what in [("[]", "is no task of BIG-bench"), ('{"examples": [{"input": "a"}]}', "example 0 has no")]:
+        (files / "task.json").write_text(content)
+        with pytest.raises(DataError, match=what):
+            make_pairs(settings(files, "task.json", "bigbench"), tmp_path / "other")
+
+
+def test_what_cannot_be_scored_is_refused(files, tmp_path):
+    for line, what in [({"question": "a"}, r"bad\.jsonl:1: has no key 'answer'"),
+                       ({"question": "a", "answer": ""}, "empty answer")]:
+        (files / "bad.jsonl").write_text(json.dumps(line) + "\n")
+        with pytest.raises(DataError, match=what):
+            make_pairs(settings(files, "bad.jsonl"), tmp_path / "out")
+    with pytest.raises(DataError, match="--json-keys"):
+        settings(files, layout="keys")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_loss_of_a_step_is_the_mean_over_answers(files, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("megatron.core")
+    from megatron_nca.config.recipe import recipe_from_dict
+    from megatron_nca.mcore.datasets import _masks
+    from megatron_nca.mcore.engine import build_engine, datasets, read_ranks
+
+    make_pairs(settings(files, hold_out=(("validation", 0.3),)), tmp_path / "out")
+    prefixes = [tmp_path / f"out{part}_text_document" for part in ("", "_validation")]
+    recipe = recipe_from_dict({
+        "name": "pairs", "control": "one", "arms": {"one": {"steps": [{"phase": "tune"}]}},
+        "model": {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "ffn_hidden_size": 64, "sequence_length": 32},
+        "datasets": {"text": {"source": "indexed", "vocab_size": 280, "train_prefix": "-", "validation_prefix": "-"}},
+        "phases": {"tune": {"dataset": "text", "iterations": 2, "global_batch_size": 8, "micro_batch_size": 4,
+                            "precision": "fp32", "validation_sequences": 8, "optimizer": {"lr": 1e-2}}}})
+    engine = build_engine(recipe.model_config("tune"), recipe.phases["tune"], read_ranks(), seed=0)
+    try:
+        data = datasets(*(Blend.of((1.0, prefix)) for prefix in prefixes), 32, 5, 16, 8, tmp_path / "cache", 280)
+        prompts = torch.tensor(sorted({token for prompt, _ in PAIRS for token in encoded(files, prompt + "\n")}))
+        batches = list(data.train_batches(0, 8, 4, torch.device("cpu")))
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for parameter in engine.chunks[0].parameters():
+                parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(parameter.numel()))
+            for batch in batches:
+                losses = engine.chunks[0](batch["tokens"], None, None, labels=batch["labels"])
+                answers = ~torch.isin(batch["labels"], prompts)
+                assert torch.equal(batch["loss_mask"], answers.float())
+                total, count = total + losses[answers].sum().item(), count + int(answers.sum())
+        assert 0 < count < 8 * 32 // 2 and total > 0
+        assert engine.train_step(iter(batches), 0).loss == pytest.approx(total / count, rel=1e-6)
+    finally:
+        engine.close()
+    mask = mask_prefix(prefixes[0])
+    Manifest.load(mask).replace(files=Manifest.load(mask_prefix(prefixes[1])).files).save(mask)
+    for ending in ("bin", "idx"):
+        other = mask_prefix(prefixes[1]).with_name(f"{mask_prefix(prefixes[1]).name}.{ending}")
+        mask.with_name(f"{mask.name}.{ending}").write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match="is not the loss mask of"):
+        _masks(Blend.of((1.0, prefixes[0])), [Manifest.load(prefixes[0])])
+
+
+def encoded(files, text):
+    return tokenizer.load(files / "tok.model").encode(text)
