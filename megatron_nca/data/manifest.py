@@ -94,7 +94,7 @@ class Manifest:
                             "another tool. Cure: make it again.") from error
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, a number or a nesting beyond Python's limits
             raise DataError(f"{path}: is not JSON ({error}). Cure: make the dataset again.") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise DataError(f"{path}: is not the manifest of a dataset (format is not {FORMAT!r}). "
