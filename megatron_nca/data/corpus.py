@@ -160,7 +160,7 @@ def parse_line(path: Path, number: int, line: bytes, keys: list[str]) -> list[st
     """The texts under `keys` of one JSONL line. Raises BadLine naming file and line."""
     where = f"{path}:{number}"
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8-sig"))  # from bytes, json takes halves of surrogate pairs and UTF-16 too
     except ValueError as error:  # both of JSON and of UTF-8
         kind = "not UTF-8" if isinstance(error, UnicodeError) else "not JSON"
         raise BadLine(kind, f"{where}: is not JSON ({error}). Cure: one JSON object a line, in UTF-8.") from error
