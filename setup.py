@@ -32,6 +32,7 @@ SOURCES = [
     "rollout_portable",
     "rule_cpu",
     "runner_cpu",
+    "words",
 ]
 HEADERS = [
     "counter_rng",
@@ -48,6 +49,7 @@ HEADERS = [
     "rollout_row_tables",
     "rule",
     "runner",
+    "words",
 ]
 CUDA_SOURCES = ["bind.cpp", "job.cpp", "kernels.cu", "pipeline.cpp"]
 CUDA_ARCHITECTURES = ["80", "90", "100"]

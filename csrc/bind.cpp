@@ -1,11 +1,13 @@
 // NumPy in and out. Shapes and types are checked by ops.py's callers and once more here; the GIL is released at work.
 #include <algorithm>
+#include <numeric>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "counter_rng.h"
 #include "rollout.h"
+#include "words.h"
 
 namespace py = pybind11;
 
@@ -157,6 +159,45 @@ Array<int64_t> token_counts(const Array<Token>& tokens, int first, int last, int
   return result;
 }
 
+// Begin a batch of texts; returns those of its words that have no tokens yet.
+py::list cut_words(nca::WordMemory& memory, const py::list& texts) {
+  memory.begin();
+  for (const py::handle text : texts) {
+    PyObject* object = text.ptr();
+    if (!PyUnicode_Check(object)) throw std::invalid_argument("texts must be str");
+    const auto length = static_cast<size_t>(PyUnicode_GET_LENGTH(object));
+    switch (PyUnicode_KIND(object)) {
+      case PyUnicode_1BYTE_KIND: memory.add<uint8_t>(PyUnicode_1BYTE_DATA(object), length); break;
+      case PyUnicode_2BYTE_KIND: memory.add<uint16_t>(PyUnicode_2BYTE_DATA(object), length); break;
+      default: memory.add<uint32_t>(PyUnicode_4BYTE_DATA(object), length);
+    }
+  }
+  py::list words;
+  for (const std::u32string_view word : memory.unknown()) {
+    words.append(py::reinterpret_steal<py::object>(
+        PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, word.data(), static_cast<Py_ssize_t>(word.size()))));
+  }
+  return words;
+}
+
+// Tokens of the batch and the number of each text's, once those of its new words are given.
+py::tuple word_tokens(nca::WordMemory& memory, const std::vector<std::vector<int32_t>>& of_new_words) {
+  if (of_new_words.size() != memory.unknown().size()) throw std::invalid_argument("tokens of every new word are needed");
+  for (const std::vector<int32_t>& tokens : of_new_words) memory.learn(tokens);
+  const std::vector<size_t>& counts = memory.counts();
+  Array<int64_t> lengths(static_cast<py::ssize_t>(counts.size()));
+  std::copy(counts.begin(), counts.end(), lengths.mutable_data());
+  Array<int32_t> tokens(static_cast<py::ssize_t>(std::accumulate(counts.begin(), counts.end(), size_t{0})));
+  memory.write(tokens.mutable_data());
+  return py::make_tuple(tokens, lengths);
+}
+
+nca::WordMemory word_memory(const py::bytes& kinds, bool gpt2, size_t most_words, size_t longest) {
+  const std::string content = kinds;
+  if (content.size() != 0x110000) throw std::invalid_argument("a kind for each code point is needed");
+  return {{content.begin(), content.end()}, gpt2 ? nca::Cut::kGpt2 : nca::Cut::kSpacesLead, most_words, longest};
+}
+
 Array<uint32_t> philox(const Array<uint32_t>& counter, const Array<uint32_t>& key) {
   const uint32_t* c = checked(counter, "counter", {4});
   const uint32_t* k = checked(key, "key", {2});
@@ -185,6 +226,11 @@ PYBIND11_MODULE(_generator, module) {
   py::class_<Execution>(module, "Execution")
       .def(py::init([](int threads, std::string kernel) { return Execution{threads, std::move(kernel)}; }),
            py::arg("threads") = 1, py::arg("kernel") = "");
+  py::class_<nca::WordMemory>(module, "WordMemory")
+      .def(py::init(&word_memory), py::arg("kinds"), py::kw_only(), py::arg("gpt2"), py::arg("most_words"),
+           py::arg("longest"))
+      .def("cut", &cut_words)
+      .def("tokens", &word_tokens);
   module.def("kernel_names", &nca::kernel_names);
   module.def("philox", &philox);
   module.def("draw_rules", &draw_rules);

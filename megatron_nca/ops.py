@@ -25,6 +25,10 @@ except ImportError as error:
 Params = _generator.Params
 """The law as numbers: csrc/rollout.h."""
 
+WordMemory = _generator.WordMemory
+"""Texts cut into words, and the tokens of words remembered: csrc/words.h. `cut(texts)` gives the words that are new,
+`tokens(of_new_words)` int32 (n,) of all texts of that batch and int64 (texts,) how many each has."""
+
 Device = Literal["cpu", "cuda"]
 
 WEIGHTS = ("conv0", "conv0_bias", "conv1", "conv1_bias", "conv2", "conv2_bias")

@@ -8,13 +8,14 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from megatron_nca import files
+from megatron_nca import files, ops
 from megatron_nca.data import tiktoken_files, tokenizer
 from megatron_nca.data.tiktoken_files import TiktokenRules
 from megatron_nca.data.tool import needed_for
@@ -25,13 +26,15 @@ TIKTOKEN = "TikTokenizer"
 TYPES = (SENTENCEPIECE, HUGGING_FACE, GPT2_BPE, TIKTOKEN)
 GPT2_END = "<|endoftext|>"
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How GPT-2 cuts a text into the words within which it merges (Radford et al. 2019, released code)."""
+"""How GPT-2 cuts a text into the words within which it merges (Radford et al. 2019, released code); csrc/words.cpp does
+it from a table of kinds."""
+GPT2_KINDS = r"(\p{L}+)|(\p{N}+)|([^\s\p{L}\p{N}]+)"
 CACHED_WORDS = 1 << 19
 """Words whose tokens are remembered; beyond them it begins anew, so that memory stays flat."""
 LONGEST_CACHED = 64
 SPACE = tokenizer.SPACE_SYMBOL
 
-Ids = Sequence[int]
+Ids = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -130,16 +133,17 @@ def _by_words(model: Path, encode: Callable[[list[str]], list[Ids]]) -> Callable
     if not (bpe and identity and plain) or user_defined:
         return None
     pieces = [piece.piece for piece in proto.pieces if piece.type == piece.NORMAL]
-    words = _words_of(pieces)
-    return _remembering(words.findall, encode) if words else None
+    kinds = _kinds_of(pieces)
+    return _remembering(kinds, False, encode) if kinds else None
 
 
 _KINDS = (r"[^\W\d_]", r"\d", rf"[^\w {SPACE}\s]|_", rf"(?![ {SPACE}])\s")
 """Letters, digits, signs, white space but spaces: every character but a space is of one kind."""
 
 
-def _words_of(pieces: list[str]) -> re.Pattern | None:
-    """What cuts a text only where no piece crosses; None if one has a space after another character."""
+def _kinds_of(pieces: list[str]) -> bytes | None:
+    """For each code point 0 for a space, else the number of its kind: texts are cut where it changes and before a run
+    of spaces, and no piece crosses such a place. None if a piece has a space after another character."""
     kind_of = re.compile("|".join(f"({kind})" for kind in _KINDS))
     together = list(range(len(_KINDS)))
     for piece in pieces:
@@ -149,39 +153,27 @@ def _words_of(pieces: list[str]) -> re.Pattern | None:
         for one, other in itertools.pairwise(kinds):
             if together[one] != together[other]:
                 together = [together[one] if each == together[other] else each for each in together]
-    runs = ["|".join(kind for kind, group in zip(_KINDS, together, strict=True) if group == first)
-            for first in dict.fromkeys(together)]
     # Sentencepiece writes a space as U+2581, so a text's own U+2581 is a space to it too.
-    return re.compile(f"[ {SPACE}]*(?:{'|'.join(f'(?:{run})+' for run in runs)})|[ {SPACE}]+")
+    return _table(re.compile("|".join(f"((?:{kind})+)" for kind in _KINDS)), [group + 1 for group in together])
 
 
-def _remembering(words: Callable[[str], list[str]], encode: Callable[[list[str]], Iterable[Ids]],
+def _table(runs: object, kinds: list[int]) -> bytes:
+    """For each code point the kind of the group of the pattern `runs` that finds it, or 0."""
+    table = bytearray(sys.maxunicode + 1)
+    for found in runs.finditer("".join(map(chr, range(sys.maxunicode + 1)))):
+        table[found.start() : found.end()] = bytes([kinds[found.lastindex - 1]]) * (found.end() - found.start())
+    return bytes(table)
+
+
+def _remembering(kinds: bytes, gpt2: bool, encode: Callable[[list[str]], Iterable[Ids]],
                  ) -> Callable[[list[str]], list[Ids]]:
-    known = _Known()
+    memory = ops.WordMemory(kinds, gpt2=gpt2, most_words=CACHED_WORDS, longest=LONGEST_CACHED)
 
     def encode_by_words(texts: list[str]) -> list[Ids]:
-        known.forget_if_many()
-        cut = [words(text) for text in texts]
-        new = list(set(itertools.chain.from_iterable(cut)) - known.keys())
-        known.update(zip(new, encode(new), strict=True))
-        lines = [list(itertools.chain.from_iterable(map(known.__getitem__, line))) for line in cut]
-        known.forget_long(new)
-        return lines
+        tokens, lengths = memory.tokens(list(encode(memory.cut(texts))))
+        return np.split(tokens, np.cumsum(lengths)[:-1]) if texts else []
 
     return encode_by_words
-
-
-class _Known(dict):
-    """Words and their tokens, of which as many are kept as memory stays flat with."""
-
-    def forget_if_many(self) -> None:
-        if len(self) > CACHED_WORDS:
-            self.clear()
-
-    def forget_long(self, words: list[str]) -> None:
-        for word in words:
-            if len(word) > LONGEST_CACHED:
-                del self[word]
 
 
 def _gpt2(chosen: TokenizerFiles) -> Encoder:
@@ -201,7 +193,7 @@ def _gpt2(chosen: TokenizerFiles) -> Encoder:
         return [encoding.ids for encoding in bpe.encode_batch(words, add_special_tokens=False)]
 
     return Encoder(max(vocabulary.values()) + 1, vocabulary.get(GPT2_END), None,
-                   _remembering(regex.compile(GPT2_WORDS).findall, encode))
+                   _remembering(_table(regex.compile(GPT2_KINDS), [1, 2, 3]), True, encode))
 
 
 def _tokenizer_json(path: Path) -> Path:
@@ -248,6 +240,9 @@ def flat(encoded: Iterable[Ids]) -> tuple[np.ndarray, np.ndarray]:
     """Token lists as one int32 array and the length of each."""
     lists = list(encoded)
     lengths = np.fromiter(map(len, lists), np.int32, len(lists))
+    filled = [each for each in lists if len(each)]
+    if filled and all(isinstance(each, np.ndarray) for each in filled):
+        return np.concatenate(filled), lengths
     return np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(lengths.sum(dtype=np.int64))), lengths
 
 
@@ -256,6 +251,8 @@ def decoder(chosen: TokenizerFiles) -> Callable[[list[int]], str]:
     chosen.load()  # whose checks name what is wrong
     if chosen.type == SENTENCEPIECE:
         return tokenizer.load(chosen.model).decode
+    if chosen.type == TIKTOKEN:
+        return tiktoken_files.decoder(chosen.model, chosen.rules)
     from tokenizers import Tokenizer, decoders, models
 
     if chosen.type == HUGGING_FACE:

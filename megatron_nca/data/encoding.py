@@ -137,12 +137,18 @@ def _encoded(settings: Preprocessing, encoder: Encoder, texts: list[str]) -> tup
     of_texts = iter(encoder.encode([text for text in texts if text]))
     encoded = [next(of_texts) if text else () for text in texts]
     if settings.append_eod:
-        encoded = [[*ids, encoder.eod] if ids else ids for ids in encoded]
+        encoded = [_ended(ids, encoder.eod) for ids in encoded]
     tokens, lengths = encoders.flat(encoded)
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < encoder.vocab_size:
         raise DataError(f"{settings.tokenizer.files[0]}: gave the id {tokens.max()}, though it has "
                         f"{encoder.vocab_size} ids. Cure: use the tokenizer's own, unchanged files.")
     return tokens, lengths
+
+
+def _ended(ids: encoders.Ids, end: int) -> encoders.Ids:
+    if not len(ids):
+        return ids
+    return np.append(ids, np.int32(end)) if isinstance(ids, np.ndarray) else [*ids, end]
 
 
 def load_encoder(settings: Preprocessing) -> Encoder:

@@ -54,6 +54,21 @@ def load(path: Path, rules: TiktokenRules) -> tuple[int, int, int, Callable]:
 
     `encode` takes a list of texts. What looks like a special token in them is text; Megatron's takes it for one.
     """
+    encoding = _open(path, rules)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [_encode(encoding, path, text) for text in texts]
+
+    return rules.vocab_size, rules.special_tokens.index(END), rules.special_tokens.index("<unk>"), encode
+
+
+def decoder(path: Path, rules: TiktokenRules) -> Callable[[list[int]], str]:
+    """Ids back to text, special tokens by their names. Raises DataError."""
+    return _open(path, rules).decode
+
+
+def _open(path: Path, rules: TiktokenRules) -> object:
+    """A tiktoken.Encoding with Megatron's ids. Raises DataError."""
     with needed_for("TikTokenizer"):
         import tiktoken
     first = rules.num_special_tokens
@@ -67,17 +82,11 @@ def load(path: Path, rules: TiktokenRules) -> tuple[int, int, int, Callable]:
         raise DataError(f"{path}: names a byte sequence twice, or lacks a single byte. Cure: fetch it again.")
     names = [*rules.special_tokens, *(f"<SPECIAL_{number}>" for number in range(len(rules.special_tokens), first))]
     try:
-        encoding = tiktoken.Encoding(path.name, pat_str=PATTERNS.get(rules.pattern, rules.pattern),
-                                     mergeable_ranks=ranks,
-                                     special_tokens={name: number for number, name in enumerate(names)})
+        return tiktoken.Encoding(path.name, pat_str=PATTERNS.get(rules.pattern, rules.pattern), mergeable_ranks=ranks,
+                                 special_tokens={name: number for number, name in enumerate(names)})
     except ValueError as error:
         raise DataError(explain("--tiktoken-pattern", rules.pattern, f"is no regular expression ({error}).",
                                 "v1 or v2, or one that the library reads.")) from error
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [_encode(encoding, path, text) for text in texts]
-
-    return rules.vocab_size, names.index(END), names.index("<unk>"), encode
 
 
 def _encode(encoding: object, path: Path, text: str) -> list[int]:

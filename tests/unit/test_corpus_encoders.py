@@ -1,13 +1,17 @@
 """data/encoders.py: what is fast gives the tokens of what is slow."""
 
+import functools
 import json
 import random
+import zlib
 
 import pytest
+import regex
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_nca import ops
 from megatron_nca.data import encoders, tokenizer
 from megatron_nca.data.encoders import GPT2_BPE, GPT2_END, HUGGING_FACE, SENTENCEPIECE, TokenizerFiles
 from megatron_nca.errors import DataError
@@ -38,7 +42,7 @@ def remembered(model):
 @given(texts=st.lists(TEXTS, max_size=5))
 def test_remembered_words_give_sentencepieces_own_tokens(model, remembered, texts):
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    assert list(remembered.encode(texts)) == processor.encode(texts)
+    assert [ids.tolist() for ids in remembered.encode(texts)] == processor.encode(texts)
 
 
 def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
@@ -59,9 +63,43 @@ def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
 
 
 def test_a_text_is_cut_where_no_piece_crosses():
-    assert encoders._words_of(["a\u2581b"]) is None
-    assert encoders._words_of(["\u2581\u2581a", "+"]).findall("  a1 +\n_b") == ["  a", "1", " +", "\n", "_", "b"]
-    assert encoders._words_of(["a+", "+\n"]).findall("  a1 +\nb") == ["  a", "1", " +\nb"]
+    def words(pieces, text):
+        return ops.WordMemory(encoders._kinds_of(pieces), gpt2=False, most_words=9, longest=9).cut([text])
+
+    assert encoders._kinds_of(["a\u2581b"]) is None
+    assert words(["\u2581\u2581a", "+"], "  a1 +\n_b") == ["  a", "1", " +", "\n", "_", "b"]
+    assert words(["a+", "+\n"], "  a1 +\nb") == ["  a", "1", " +\nb"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=4), longest=st.sampled_from([1, 64]))
+def test_gpt2s_words_are_those_of_its_pattern(texts, longest):
+    pattern, memory = regex.compile(encoders.GPT2_WORDS), gpt2_memory(longest)
+    for _ in range(3):  # beyond 20 words all are forgotten, and learned again
+        new = memory.cut(texts)
+        tokens, lengths = memory.tokens([[numbered(word)] for word in new])
+        words = [pattern.findall(text) for text in texts]
+        assert lengths.tolist() == list(map(len, words))
+        assert tokens.tolist() == [numbered(word) for text in words for word in text]
+
+
+@functools.cache
+def gpt2_memory(longest):
+    kinds = encoders._table(regex.compile(encoders.GPT2_KINDS), [1, 2, 3])
+    return ops.WordMemory(kinds, gpt2=True, most_words=20, longest=longest)
+
+
+def numbered(word):
+    return zlib.crc32(word.encode()) >> 1
+
+
+def test_tokens_of_every_new_word_are_needed():
+    memory = gpt2_memory(64)
+    assert len(memory.cut(["new words here"])) == 3
+    with pytest.raises(ValueError, match="every new word"):
+        memory.tokens([[1]])
+    assert len(memory.cut(["new words"])) == 3, "what was not learned is asked for again"
+    assert memory.tokens([[5], [6], [7]])[0].tolist() == [5, 6]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +128,7 @@ def test_gpt2_and_fast_tokenizer_agree_with_transformers(gpt2):
     @given(texts=st.lists(TEXTS, max_size=4))
     def agree(texts):
         expected = [theirs.convert_tokens_to_ids(theirs._tokenize(text)) for text in texts]
-        assert list(ours.encode(texts)) == expected
+        assert [ids.tolist() for ids in ours.encode(texts)] == expected
         assert list(fast.encode(texts)) == expected
 
     agree()
