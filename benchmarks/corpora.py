@@ -3,8 +3,8 @@
     python benchmarks/corpora.py --megatron CHECKOUT [--repeats 3] [--workers 2]
     python benchmarks/corpora.py --memory 1 10
 
-CHECKOUT is a working tree of Megatron-LM core_v0.16.1, whose imports (six, triton) must be met. Both tools read the same
-pinned text (tests/unit/pinned_text.py) with the same small tokenizers, and their .bin and .idx are compared. The start,
+CHECKOUT is a working tree of Megatron-LM core_v0.16.1, whose imports (six, triton) must be met. Both tools read the
+same pinned text (tests/unit/pinned_text.py) with the same small tokenizers, and their .bin and .idx are compared. The start,
 a run over the first line alone, is subtracted from each. --memory: GB of that text repeated on the disk in --folder;
 merge and verify run on the result beside `cp`.
 """
@@ -103,8 +103,8 @@ def compare(megatron: Path, folder: Path, repeats: int, workers: int, kinds: Seq
             for name, tool in tools.items():
                 costs[name][1].append(run(tool, tiny, folder / name, kind, workers))
                 costs[name][0].append(run(tool, whole, folder / name, kind, workers))
-        same = all(filecmp.cmp(f"{folder / 'ours'}_text_document.{ending}", f"{folder / 'theirs'}_text_document.{ending}",
-                               shallow=False) for ending in ("bin", "idx"))
+        same = all(filecmp.cmp(*(f"{folder / name}_text_document.{ending}" for name in tools), shallow=False)
+                   for ending in ("bin", "idx"))
         middle = {name: [Cost(median(each.seconds for each in some), median(each.processor for each in some), 0)
                          for some in both] for name, both in costs.items()}
         base = middle["theirs"][0] - middle["theirs"][1]
@@ -133,13 +133,15 @@ def memory(folder: Path, gigabytes: Sequence[float], workers: int) -> None:
         report(size, "verify", total, measure([sys.executable, tools / "verify_dataset.py", made], log))
         merge = [sys.executable, tools / "merge_datasets.py", made, made, "--output-prefix", folder / "merged"]
         report(size, "merge with itself", 2 * total, measure(merge, log))
-        report(size, "cp and sync", total, measure(["sh", "-c", f"cp {made}.bin {folder}/copy && sync {folder}/copy"], log))
+        copy = f"cp {made}.bin {folder}/copy && sync {folder}/copy"
+        report(size, "cp and sync", total, measure(["sh", "-c", copy], log))
         for left in [*folder.glob("merged*"), *folder.glob("large*"), folder / "copy"]:
             left.unlink()
 
 
 def report(size: float, what: str, total: int, cost: Cost) -> None:
-    print(f"| {size:g} | {what} | {cost.seconds:.1f} | {total / 1e6 / cost.seconds:.0f} | {cost.megabytes:.0f} |", flush=True)
+    speed = total / 1e6 / cost.seconds
+    print(f"| {size:g} | {what} | {cost.seconds:.1f} | {speed:.0f} | {cost.megabytes:.0f} |", flush=True)
 
 
 def main() -> int:

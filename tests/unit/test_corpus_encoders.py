@@ -71,7 +71,7 @@ def test_a_text_is_cut_where_no_piece_crosses():
     assert words(["a+", "+\n"], "  a1 +\nb") == ["  a", "1", " +\nb"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=4), longest=st.sampled_from([1, 64]))
 def test_gpt2s_words_are_those_of_its_pattern(texts, longest):
     pattern, memory = regex.compile(encoders.GPT2_WORDS), gpt2_memory(longest)

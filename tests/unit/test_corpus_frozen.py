@@ -28,14 +28,14 @@ SMALL = {  # (tokenizer, --append-eod): sha256 of .bin and .idx
                        "d31c310e8454b7f837179c294d0c40d900a2d3a12988213a1abe39285eae1cbd"),
 }
 WHOLE = {
-    (SENTENCEPIECE, False): ("3d085259f3cae81640c1def949cc2d82eb30c77338ee7d9b870422483924fb31",
-                             "6d827adbd0f0e020b1abb438c2e35a38e3cd9d173f9b742e2b3af8ebf550d640"),
-    (SENTENCEPIECE, True): ("f8d7eb1f63bac4ba525b49361fe94e5449aec53420168ec440688beb462547eb",
-                            "5e65d6813c5d7c5c656b51993219a39d34478c1b4eca7631f667cb848a3c00a9"),
-    (GPT2_BPE, False): ("ff21dee66ab6db132447a6137779cfbcd3a114fb8c158d075627386ccc8062b3",
-                        "b0d201f45a281b4d25df252ce67b058ebb16fbde9aea8770acb84e13dd78e280"),
-    (GPT2_BPE, True): ("a3581f0def3c835c94d2a22749470655ff4a40e82febbfc89db3eb0d80689bea",
-                       "54c92f751ec9169c454449777d40ca857b6d4630e2b32f43cec9530af9b4057a"),
+    (SENTENCEPIECE, False): ("b244ccf81641cce0e082b29385343bf570b5be4f9806b2e14a09e4608f14f764",
+                             "8d094763467a5ac94bba42d0c8edbd463d4d6c71d1aaa0eaaaf067ec9733e6e8"),
+    (SENTENCEPIECE, True): ("a324222dd2899f60431dee282de7aa9f0de053cee6aaa026c6fe47c34eb1a8a0",
+                            "3e8b065b7aa25be616fc6b97597910ad08e29d52be1b589f2da20aca6f5db76b"),
+    (GPT2_BPE, False): ("9ca22990699a2bae85a199671edea7e04494d2950e554b17825eeeeaf8ac47af",
+                        "17bc4494023fcb82a6c55f9134e7c51c1171cd41ec0ba53e77d1cb3cda167c67"),
+    (GPT2_BPE, True): ("23e04b79ac07328266dd8d14269d4f8c8eec1ba603496ed958389d5c176bb41b",
+                       "fdf54f2a520cd4fe0045a7f4e8488148f759ec74d0861e7587c96dbe7625eb5a"),
 }
 
 
