@@ -5,8 +5,8 @@
 
 CHECKOUT is a working tree of Megatron-LM core_v0.16.1, whose imports (six, triton) must be met. Both tools read the
 same pinned text (tests/unit/pinned_text.py) with the same small tokenizers, and their .bin and .idx are compared. The
-start, a run over the first line alone, is subtracted from each. --memory: GB of that text repeated on the disk in --folder;
-merge and verify run on the result beside `cp`.
+start, a run over the first line alone, is subtracted from each. --memory: GB of that text repeated on the disk in
+--folder; merge and verify run on the result beside `cp`.
 """
 
 import argparse

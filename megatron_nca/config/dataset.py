@@ -115,8 +115,8 @@ class Dataset:
     tokens: int | None = None
     """corpus_copy: training tokens in place of sequences, rounded up to whole sequences."""
     input: str | None = None
-    """corpus: a JSONL file with a `text` key, or what the machine has: `python-stdlib`, the standard library's source, or
-    `debian-docs`, /usr/share/doc and manual pages."""
+    """corpus: a JSONL file with a `text` key, or what the machine has: `python-stdlib`, the standard library's source,
+    or `debian-docs`, /usr/share/doc and manual pages."""
     vocab_size: int | None = None
     """corpus: size of the sentencepiece model trained on it. indexed: of the vocabulary the files were made with."""
     held_out_share: float = 0.05

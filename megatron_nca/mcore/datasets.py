@@ -198,7 +198,8 @@ def _masks(blend: Blend, manifests: list[Manifest]) -> tuple[Blend, list[Manifes
                             "preprocess_pairs.py too, or read it in a phase of its own.")
         if Manifest.load(twin).files["bin"].sha256 != manifest.origin["loss_mask"]["bin_sha256"] or (
                 not np.array_equal(IndexedReader(twin).lengths, IndexedReader(prefix).lengths)):
-            raise DataError(f"{twin}: is not the loss mask of {prefix}. Cure: make both again with preprocess_pairs.py.")
+            raise DataError(f"{twin}: is not the loss mask of {prefix}. "
+                            "Cure: make both again with preprocess_pairs.py.")
     return twins, twins.manifests()
 
 

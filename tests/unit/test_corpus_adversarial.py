@@ -31,8 +31,8 @@ TOKENIZERS = [TokenizerFiles(type=SENTENCEPIECE, model=MODEL),
 EOD = (1, 0)
 SNIPPETS = ["def f(x):\n", "\treturn self.x ", "  ", " ", "\r\n", "\n\n", "a", "1234", "__init__", "it's", "\u2028",
             "\x85", "\x00", "\x1c", "\u2581", "\u2581\u2581a", "<|endoftext|>", "</s>", "<unk>", "<0x0A>", "\ufeff",
-            "\u00a0", "\U0001f468\u200d\U0001f469", "e\u0301\u0301", "\u4e2d\u6587", "\u0130", "\u00df", "\ufffd", "\ufdd0",
-            "\U0010ffff", "{\"text\": \"x\"}", "\\", "\"", "/", "=" * 50, " " * 40, "0" * 30, "\u0661\u00b2\u2167"]
+            "\u00a0", "\U0001f468\u200d\U0001f469", "e\u0301\u0301", "\u4e2d\u6587", "\u0130", "\u00df", "\ufffd",
+            "\ufdd0", "\U0010ffff", "{\"text\": \"x\"}", "\\", "\"", "/", "=" * 50, " " * 40, "0" * 30, "\u0661\u00b2\u2167"]
 WHOLE_LINES = [b"", b" ", b"\r", b"\x00", b"{", b"}", b"[]", b"null", b"1", b"\"x\"", b"{}", b"{'text': 'x'}",
                b"\xff\xfe", b"\xef\xbb\xbf", b"{\"text\": \"a\"}{\"text\": \"b\"}", b"{\"text\": \"a\",}", b"NaN", b"-",
                b"{\"text\"",
