@@ -112,7 +112,7 @@ def _write(settings: Pairs, encoder: Encoder, writers: Sequence[tuple[IndexedWri
         parts = selection.parts_of(selection.as_digests(digests), shares)
         prompts, answers = (list(encoder.encode(list(texts))) for texts in zip(*pairs, strict=True))
         for part, prompt, answer, (_, said) in zip(parts, prompts, answers, pairs, strict=True):
-            if not answer:
+            if not len(answer):
                 raise DataError(f"{settings.inputs[0]}: a pair has the empty answer {said!r}. Cure: take it out.")
             text, mask = writers[part]
             text.add_document(np.array([*prompt, *answer, encoder.eod]))
