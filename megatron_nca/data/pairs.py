@@ -48,6 +48,9 @@ class Pairs:
             raise DataError(explain("--json-keys", self.keys and list(self.keys), "is for --layout keys, and needed "
                                     "there.", "name the keys of prompt and answer with that layout."))
         selection.check_hold_out(dict(self.hold_out))
+        for path in self.inputs:
+            if not path.is_file():
+                raise DataError(explain("--input", str(path), "is no file.", "check the path."))
 
     def read(self) -> Iterator[tuple[str, str]]:
         """All prompts, as they are to be encoded, with their answers. Raises DataError for the first bad one."""

@@ -82,6 +82,8 @@ def test_what_cannot_be_scored_is_refused(files, tmp_path):
             make_pairs(settings(files, "bad.jsonl"), tmp_path / "out")
     with pytest.raises(DataError, match="--json-keys"):
         settings(files, layout="keys")
+    with pytest.raises(DataError, match="--input"):
+        settings(files, "none.jsonl")
     assert not list(tmp_path.iterdir())
 
 
