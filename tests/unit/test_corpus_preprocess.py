@@ -260,17 +260,3 @@ def test_stretches_hold_every_line_once(tmp_path_factory, sizes, size, ended):
     assert [cut.number for cut in cuts] == list(range(len(cuts)))
     texts = [text for cut in cuts for [text] in stretches.documents(cut, ["text"])]
     assert texts == ["x" * n for n in sizes]
-
-
-@pytest.mark.long
-def test_a_line_of_a_gibibyte_is_bad_and_the_next_is_read(arguments, tmp_path, capsys):
-    path = arguments.inputs[0].path
-    good = b'{"text": "good"}\n'
-    with open(path, "wb") as file:
-        file.write(good + b'{"text": "')
-        file.seek(stretches.LONGEST_LINE + 5, 1)
-        file.write(b'"}\n' + good)
-    with pytest.raises(DataError, match=r"a\.jsonl:2: the line is longer than 1,073,741,824 bytes"):
-        preprocess(settings_of(path, arguments.tokenizer.model), tmp_path / "out")
-    manifest = preprocess(settings_of(path, arguments.tokenizer.model, on_bad_line="skip"), tmp_path / "out")[0]
-    assert (manifest.documents, manifest.origin["left_out_lines"]) == (2, 1)
