@@ -84,7 +84,11 @@ def run(tool: Path, source: Path, output: Path, kind: str, workers: int) -> Cost
     theirs = tool.parent.name == "tools"
     command = [sys.executable, tool, "--input", source, "--output-prefix", output, "--workers", workers, "--append-eod",
                "--log-interval", 10**9, *flags(kind, theirs, output.parent)]
-    return measure(command, output.with_suffix(".log"))
+    log = output.with_suffix(".log")
+    cost = measure(command, log)
+    if not Path(f"{output}_text_document.bin").exists():
+        sys.exit(f"{tool}: ended with 0, and made no dataset:\n{log.read_text(errors='replace')[-2000:]}")
+    return cost
 
 
 def compare(megatron: Path, folder: Path, repeats: int, workers: int, kinds: Sequence[str]) -> None:
