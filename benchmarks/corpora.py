@@ -60,8 +60,8 @@ def measure(command: Sequence[object], log: Path) -> Cost:
 def flags(kind: str, theirs: bool, folder: Path) -> list[object]:
     if kind == "sentencepiece":
         return ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", GOLDEN / "sentencepiece.model"]
-    if kind == "GPT-2 BPE":
-        return ["--tokenizer-type", "GPT2BPETokenizer", *GPT2]
+    if kind == "GPT-2 BPE":  # its newer tokenizers look for a folder or a model of the hub called gpt2, and are slower
+        return ["--tokenizer-type", "GPT2BPETokenizer", *GPT2, *(["--legacy-tokenizer"] if theirs else [])]
     fast = ["--tokenizer-hf-use-fast"] if theirs else []
     return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder / "fast", *fast]
 
