@@ -113,7 +113,8 @@ def write_weights(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[
 
 def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
           last: Callable[[Path], None] = lambda aside: None) -> None:
-    """Write `checkpoint` under `folder` whole or not at all, weights in their types, one tensor in memory at a time.
+    """Write `checkpoint` under `folder` whole or not at all, weights in their types; in memory are one block
+    or tensor of its source and the next.
 
     `last(aside)` may put further files into the folder before it gets its name; all tensors are written by then.
     Raises CheckpointError, and DataError when the disk fills up.

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written one tensor at a time: 8 bytes with the length of a JSON header, it, the numbers.
+"""Safetensors files, read and written in pieces of tensors: 8 bytes with the length of a JSON header, it, the numbers.
 
 By hand rather than by the library, whose reader maps the whole file into memory and whose writer wants all tensors in
 memory at once. What the library refuses (Rust, `safetensors/src/tensor.rs`) is refused here, and a test holds each to
