@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_nca import files, ops
-from megatron_nca.data import tiktoken_files, tokenizer
+from megatron_nca.data import gigatoken_encoder, tiktoken_files, tokenizer
 from megatron_nca.data.tiktoken_files import TiktokenRules
 from megatron_nca.data.tool import needed_for
 from megatron_nca.errors import DataError, explain
@@ -58,8 +58,13 @@ class TokenizerFiles:
     merge_file: Path | None = None
     tiktoken: TiktokenRules | None = None
     """Of a TikTokenizer what its file does not say; None: the defaults."""
+    gigatoken: bool = False
+    """Let the package gigatoken encode for a HuggingFaceTokenizer: the same tokens, sooner."""
 
     def __post_init__(self) -> None:
+        if self.gigatoken and self.type != HUGGING_FACE:
+            raise DataError(explain(gigatoken_encoder.FLAG, True, f"{self.type} has no use for it; it is for "
+                                    f"{HUGGING_FACE}.", "leave it out."))
         if self.tiktoken is not None and self.type != TIKTOKEN:
             raise DataError(explain("--tiktoken-*", "(given)", f"{self.type} has no use for it.", "leave it out."))
         wanted = ("vocab_file", "merge_file") if self.type == GPT2_BPE else ("model",)
@@ -106,20 +111,18 @@ def _sentencepiece(chosen: TokenizerFiles) -> Encoder:
     processor = tokenizer.load(chosen.model)
     end, unknown = processor.eos_id(), processor.unk_id()
 
-    def encode(texts: list[str]) -> list[Ids]:
-        return processor.encode(texts)
-
     return Encoder(processor.get_piece_size(), end if end >= 0 else None, unknown if unknown >= 0 else None,
-                   _by_words(chosen.model, encode) or encode)
+                   _by_words(chosen.model) or processor.encode)
 
 
-def _by_words(model: Path, encode: Callable[[list[str]], list[Ids]]) -> Callable[[list[str]], list[Ids]] | None:
+def _by_words(model: Path) -> Callable[[list[str]], list[Ids]] | None:
     """An encoder that remembers words, where that is exact; else None.
 
-    It is for a BPE model with byte fallback, the identity as normaliser and no prefix of its own, none of whose pieces
-    has a space after another character. A merge makes a piece, so none crosses a place that no piece does: before a run
-    of spaces, and between two kinds of characters that no piece has side by side. The parts of a text between such
-    places are encoded each by itself. (Without byte fallback unknown characters side by side would be one token.)
+    It is for a BPE model with byte fallback and the identity as normaliser, none of whose pieces has a space after
+    another character. A merge makes a piece, so none crosses a place that no piece does: before a run of spaces, and
+    between two kinds of characters that no piece has side by side. The parts of a text between such places are encoded
+    each by itself. (Without byte fallback unknown characters side by side would be one token.) A prefix that the model
+    puts before every text is put there before the cut, by a copy of the model that has none.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -127,14 +130,19 @@ def _by_words(model: Path, encode: Callable[[list[str]], list[Ids]]) -> Callable
     proto.ParseFromString(model.read_bytes())
     normal, trainer = proto.normalizer_spec, proto.trainer_spec
     identity = normal.name == "identity" and not normal.precompiled_charsmap
-    plain = not (normal.add_dummy_prefix or normal.remove_extra_whitespaces) and normal.escape_whitespaces
+    plain = normal.escape_whitespaces and not normal.remove_extra_whitespaces
     user_defined = any(piece.type == piece.USER_DEFINED for piece in proto.pieces)
     bpe = trainer.model_type == trainer.BPE and trainer.byte_fallback and not trainer.treat_whitespace_as_suffix
     if not (bpe and identity and plain) or user_defined:
         return None
     pieces = [piece.piece for piece in proto.pieces if piece.type == piece.NORMAL]
     kinds = _kinds_of(pieces)
-    return _remembering(kinds, False, encode) if kinds else None
+    if not kinds:
+        return None
+    prefix = " " if normal.add_dummy_prefix else ""
+    normal.add_dummy_prefix = False
+    by_words = _remembering(kinds, False, tokenizer.parse(proto.SerializeToString()).encode)
+    return lambda texts: by_words([text and prefix + text for text in texts])
 
 
 _KINDS = (r"[^\W\d_]", r"\d", rf"[^\w {SPACE}\s]|_", rf"(?![ {SPACE}])\s")
@@ -220,7 +228,8 @@ def _hugging_face(chosen: TokenizerFiles) -> Encoder:
         return [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
 
     vocabulary = fast.get_vocab(with_added_tokens=True)
-    return Encoder(max(vocabulary.values()) + 1, end, unknown, encode)
+    return Encoder(max(vocabulary.values()) + 1, end, unknown,
+                   gigatoken_encoder.load(path, encode) if chosen.gigatoken else encode)
 
 
 def _special(folder: Path, fast: object, name: str) -> int | None:

@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from megatron_nca import files
-from megatron_nca.data import encoders, selection, stretches
+from megatron_nca.data import encoders, gigatoken_encoder, selection, stretches
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
 from megatron_nca.data.indexed import optimal_dtype
 from megatron_nca.data.parts import RECORD, REJECTED, Counts
@@ -58,9 +58,10 @@ class Preprocessing:
         """As in the manifests, without the key and what is only known afterwards; hashes every input."""
         inputs = [{"name": each.path.name, "bytes": each.path.stat().st_size, "sha256": files.sha256(each.path)}
                   for each in self.inputs]
+        encoder = {"encoder": f"gigatoken {gigatoken_encoder.version()}"} if self.tokenizer.gigatoken else {}
         return {"inputs": inputs, "append_eod": self.append_eod, "on_bad_line": self.on_bad_line,
                 "hold_out": dict(self.hold_out), "deduplicate": self.deduplicate,
-                "tokenizer": self.tokenizer.fingerprint()}
+                "tokenizer": self.tokenizer.fingerprint(), **encoder}
 
 
 def encode_stretch(settings: Preprocessing, encoder: Encoder, stretch: Stretch, folder: Path) -> Counts:

@@ -56,7 +56,7 @@ def check_round_trip(model: bytes, texts: Iterator[str], characters: int) -> int
 
     `characters` is the sum of their lengths. Texts with U+2581 are left out; returns their number.
     """
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    processor = parse(model)
     left_out = 0
     for text in [PROBE, *_thinned(texts, CHECKED_CHARACTERS / max(characters, 1))]:
         if SPACE_SYMBOL in text:
@@ -73,7 +73,7 @@ def check_round_trip(model: bytes, texts: Iterator[str], characters: int) -> int
 
 def save(model: bytes, prefix: Path) -> None:
     """Write PREFIX.vocab (piece, tab, score; control characters escaped) and, last, PREFIX.model. Raises DataError."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    processor = parse(model)
     pieces = range(processor.get_piece_size())
     lines = [f"{_escape(processor.id_to_piece(i))}\t{processor.get_score(i):g}" for i in pieces]
     files.write_text(Path(f"{prefix}.vocab"), "\n".join(lines) + "\n")
@@ -92,12 +92,17 @@ def load(path: Path) -> sentencepiece.SentencePieceProcessor:
         content = Path(path).read_bytes()
         if not content:  # sentencepiece would take it for "load later"
             raise DataError(foreign)
-        return sentencepiece.SentencePieceProcessor(model_proto=content)
+        return parse(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). "
                         "Cure: make it with data_tools/train_tokenizer.py.") from error
     except RuntimeError as error:
         raise DataError(foreign) from error
+
+
+def parse(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """A model that is in memory."""
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
 def _texts(source: Path, key: str) -> Iterator[str]:

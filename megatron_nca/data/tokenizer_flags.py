@@ -15,6 +15,9 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
                        help="sentencepiece .model, folder with tokenizer.json, or tiktoken's file of ranks")
     group.add_argument("--vocab-file", type=Path, help="vocab.json of a GPT2BPETokenizer")
     group.add_argument("--merge-file", type=Path, help="merges.txt of a GPT2BPETokenizer")
+    group.add_argument("--use-gigatoken", action="store_true",
+                       help="let the package gigatoken encode for a HuggingFaceTokenizer: the same tokens, checked on "
+                            "one text in 256, many times faster; the manifest names it")
     group.add_argument("--tiktoken-pattern", help="v1, v2 (the default) or a regular expression")
     group.add_argument("--tiktoken-num-special-tokens", type=int, help="their ids come first (default 1000)")
     group.add_argument("--tiktoken-special-tokens", nargs="+", help="names of the first of them")
@@ -29,7 +32,7 @@ def tokenizer_of(arguments: argparse.Namespace) -> TokenizerFiles:
     given = {name: value for name, value in given.items() if value is not None}
     return TokenizerFiles(type=arguments.tokenizer_type, model=arguments.tokenizer_model,
                           vocab_file=arguments.vocab_file, merge_file=arguments.merge_file,
-                          tiktoken=TiktokenRules(**given) if given else None)
+                          tiktoken=TiktokenRules(**given) if given else None, gigatoken=arguments.use_gigatoken)
 
 
 def add_hold_out(parser: argparse.ArgumentParser) -> None:

@@ -45,17 +45,36 @@ def test_remembered_words_give_sentencepieces_own_tokens(model, remembered, text
     assert [ids.tolist() for ids in remembered.encode(texts)] == processor.encode(texts)
 
 
+def test_a_models_own_prefix_is_put_before_each_text(model, tmp_path):
+    """As models of the Llama 2 family have it."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.read_bytes())
+    proto.normalizer_spec.add_dummy_prefix = True
+    (tmp_path / "prefixed.model").write_bytes(proto.SerializeToString())
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "prefixed.model"))
+    by_words = encoders._by_words(tmp_path / "prefixed.model")
+
+    @settings(max_examples=300, deadline=None)
+    @given(texts=st.lists(TEXTS, max_size=5))
+    def agree(texts):
+        assert [list(ids) for ids in by_words(texts)] == processor.encode(texts)
+
+    agree()
+
+
 def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
     def by_words(**options):
         sentencepiece.SentencePieceTrainer.train(
             input=str(model.with_name("a.jsonl")), model_prefix=str(tmp_path / "m"), minloglevel=2,
             **options)
-        return encoders._by_words(tmp_path / "m.model", lambda texts: texts) is not None
+        return encoders._by_words(tmp_path / "m.model") is not None
 
     exact = {"model_type": "bpe", "normalization_rule_name": "identity", "add_dummy_prefix": False,
              "remove_extra_whitespaces": False, "byte_fallback": True, "vocab_size": 310}
     assert by_words(**exact)
-    for other in ({"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"}, {"add_dummy_prefix": True},
+    for other in ({"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"},
                   {"remove_extra_whitespaces": True}, {"user_defined_symbols": ["a b"]},
                   {"treat_whitespace_as_suffix": True},
                   {"byte_fallback": False, "vocab_size": 100}):
@@ -94,7 +113,7 @@ def numbered(word):
 
 
 def test_tokens_of_every_new_word_are_needed():
-    memory = gpt2_memory(64)
+    memory = gpt2_memory.__wrapped__(64)  # which no other test has filled
     assert len(memory.cut(["new words here"])) == 3
     with pytest.raises(ValueError, match="every new word"):
         memory.tokens([[1]])
