@@ -1,12 +1,17 @@
 """What preprocessing costs beside Megatron-LM's own tool, and how much memory a large input takes.
 
-    python benchmarks/corpora.py --megatron CHECKOUT [--repeats 3] [--workers 2]
+    python benchmarks/corpora.py --megatron CHECKOUT [--main CHECKOUT] [--repeats 3] [--workers 2]
     python benchmarks/corpora.py --memory 1 10
 
-CHECKOUT is a working tree of Megatron-LM core_v0.16.1, whose imports (six, triton) must be met. Both tools read the
-same pinned text (tests/unit/pinned_text.py) with the same small tokenizers, and their .bin and .idx are compared. The
-start, a run over the first line alone, is subtracted from each. --memory: GB of that text repeated on the disk in
---folder; merge and verify run on the result beside `cp`.
+CHECKOUT is a working tree of Megatron-LM core_v0.16.1, whose imports (six, triton) must be met; that of --main is one of
+its main branch, whose tools/preprocess_data_fast.py is the peer for Hugging Face tokenizers (it takes all cores, and
+needs gigatoken and typing.override of Python 3.12). Both tools read the same pinned text (tests/unit/pinned_text.py)
+with the same small tokenizers, and their .bin and .idx are compared. The start, a run over the first line alone, is
+subtracted from each. --memory: GB of that text repeated on the disk in --folder; merge and verify run on the result
+beside `cp`.
+
+Tokenizers: "sentencepiece" is a BPE model whose words we remember; "unigram" one of sentencepiece's default kind
+(trained on the spot), which both tools leave to sentencepiece's own encoder.
 """
 
 import argparse
@@ -29,7 +34,8 @@ import pinned_text  # noqa: E402 - what the tests have frozen the bytes of
 
 GOLDEN = ROOT / "tests/golden/tokenizers"
 GPT2 = ["--vocab-file", GOLDEN / "vocab.json", "--merge-file", GOLDEN / "merges.txt"]
-KINDS = ("sentencepiece", "GPT-2 BPE", "Hugging Face fast")
+HUGGING_FACE = "Hugging Face"
+KINDS = ("sentencepiece", "unigram", "GPT-2 BPE", HUGGING_FACE)
 
 
 @dataclass
@@ -45,11 +51,13 @@ class Cost:
         return Cost(self.seconds - start.seconds, self.processor - start.processor, self.megabytes)
 
 
-def measure(command: Sequence[object], log: Path) -> Cost:
+def measure(command: Sequence[object], log: Path, root: Path = ROOT) -> Cost:
+    """`root` comes first where Python looks for modules."""
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     begin = time.perf_counter()
     with open(log, "wb") as file:
-        process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file,
-                                   env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"})
+        process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, env={
+            **os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"})
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -58,12 +66,22 @@ def measure(command: Sequence[object], log: Path) -> Cost:
 
 
 def flags(kind: str, theirs: bool, folder: Path) -> list[object]:
-    if kind == "sentencepiece":
-        return ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", GOLDEN / "sentencepiece.model"]
+    if kind in ("sentencepiece", "unigram"):
+        model = GOLDEN / "sentencepiece.model" if kind == "sentencepiece" else folder / "unigram.model"
+        return ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", model]
     if kind == "GPT-2 BPE":  # its newer tokenizers look for a folder or a model of the hub called gpt2, and are slower
         return ["--tokenizer-type", "GPT2BPETokenizer", *GPT2, *(["--legacy-tokenizer"] if theirs else [])]
-    fast = ["--tokenizer-hf-use-fast"] if theirs else []
-    return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder / "fast", *fast]
+    return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder / "fast", "--use-gigatoken"]
+
+
+def make_unigram(folder: Path, source: Path) -> None:
+    """As sentencepiece trains by default, on the lines of each fifth document."""
+    import sentencepiece
+
+    texts = [json.loads(line)["text"] for line in source.read_text(encoding="utf-8").splitlines()[::5]]
+    lines = (line for text in texts for line in text.splitlines() if line.strip())
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_prefix=str(folder / "unigram"),
+                                             vocab_size=4096, num_threads=1, minloglevel=2)
 
 
 def make_fast(folder: Path) -> None:
@@ -82,26 +100,32 @@ def run(tool: Path, source: Path, output: Path, kind: str, workers: int) -> Cost
     for left in output.parent.glob(f"{output.name}_*"):
         left.unlink()
     theirs = tool.parent.name == "tools"
-    command = [sys.executable, tool, "--input", source, "--output-prefix", output, "--workers", workers, "--append-eod",
-               "--log-interval", 10**9, *flags(kind, theirs, output.parent)]
+    workers = [] if tool.name == "preprocess_data_fast.py" else ["--workers", workers, "--log-interval", 10**9]
+    command = [sys.executable, tool, "--input", source, "--output-prefix", output, "--append-eod", *workers,
+               *flags(kind, theirs, output.parent)]
     log = output.with_suffix(".log")
-    cost = measure(command, log)
+    cost = measure(command, log, tool.parents[1])
     if not Path(f"{output}_text_document.bin").exists():
         sys.exit(f"{tool}: ended with 0, and made no dataset:\n{log.read_text(errors='replace')[-2000:]}")
     return cost
 
 
-def compare(megatron: Path, folder: Path, repeats: int, workers: int, kinds: Sequence[str]) -> None:
+def compare(peers: dict[str, Path], folder: Path, repeats: int, workers: int, kinds: Sequence[str]) -> None:
+    """`peers`: for each kind of tokenizer the tool of Megatron-LM."""
     whole, tiny = folder / "whole.jsonl", folder / "tiny.jsonl"
     pinned_text.write(whole)
     pinned_text.write(tiny, 1)
     make_fast(folder / "fast")
+    make_unigram(folder, whole)
     megabytes = whole.stat().st_size / 1e6
-    tools = {"theirs": megatron / "tools/preprocess_data.py", "ours": ROOT / "data_tools/preprocess_corpus.py"}
     print(f"{megabytes:.1f} MB, {workers} workers, median of {repeats}; the load at the beginning: {os.getloadavg()}")
     print("| tokenizer | tool | MB/s | seconds | start | processor seconds | of the start | times theirs "
           "| by processor time | same bytes |\n|---|---|---|---|---|---|---|---|---|---|")
     for kind in kinds:
+        if kind not in peers:
+            print(f"| {kind} | not compared: give {'--main' if kind == HUGGING_FACE else '--megatron'} |")
+            continue
+        tools = {"theirs": peers[kind], "ours": ROOT / "data_tools/preprocess_corpus.py"}
         costs = {name: ([], []) for name in tools}
         for _ in range(repeats):
             for name, tool in tools.items():
@@ -151,6 +175,7 @@ def report(size: float, what: str, total: int, cost: Cost) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megatron", type=Path, help="working tree of Megatron-LM core_v0.16.1")
+    parser.add_argument("--main", type=Path, help="working tree of its main branch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
@@ -159,13 +184,18 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
+        tools = {}
         if arguments.megatron is not None:
-            compare(arguments.megatron.resolve(), folder, arguments.repeats, arguments.workers, arguments.kinds)
+            tools = dict.fromkeys(KINDS[:3], arguments.megatron.resolve() / "tools/preprocess_data.py")
+        if arguments.main is not None:
+            tools[HUGGING_FACE] = arguments.main.resolve() / "tools/preprocess_data_fast.py"
+        if tools:
+            compare(tools, folder, arguments.repeats, arguments.workers, arguments.kinds)
         memory(folder, arguments.memory, arguments.workers)
     finally:
         shutil.rmtree(folder)
-    if arguments.megatron is None and not arguments.memory:
-        print("give --megatron or --memory; see --help")
+    if not (tools or arguments.memory):
+        print("give --megatron, --main or --memory; see --help")
     return 0
 
 

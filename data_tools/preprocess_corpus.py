@@ -54,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--on-bad-line", choices=ON_BAD_LINE, default="stop",
                         help="stop (the default): one message with file and line; skip: leave out and count; "
                              "quarantine: also keep them in PREFIX_rejected.jsonl")
+    parser.add_argument("--longest-document", type=int, default=stretches.LONGEST, metavar="BYTES",
+                        help="a line, file or row of more is a bad line (default %(default)s, 64 MiB); tokenizers take "
+                             "up to a hundred times as much memory")
     add_hold_out(parser)
     parser.add_argument("--deduplicate", action="store_true", help="of documents with equal texts keep the first")
     share = parser.add_mutually_exclusive_group()
@@ -89,7 +92,7 @@ def main(arguments: argparse.Namespace) -> None:
                              tokenizer=tokenizer_of(arguments),
                              json_keys=tuple(arguments.json_keys or ["text"]), append_eod=arguments.append_eod,
                              on_bad_line=arguments.on_bad_line, hold_out=tuple(arguments.hold_out),
-                             deduplicate=arguments.deduplicate)
+                             deduplicate=arguments.deduplicate, longest_document=arguments.longest_document)
     prefix, workers, interval = arguments.output_prefix, arguments.workers, arguments.log_interval
     if arguments.parts and arguments.shard is None and not arguments.merge:
         raise ConfigError("--parts: belongs to --shard or --merge. Cure: leave it out.")

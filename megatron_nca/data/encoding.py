@@ -37,8 +37,13 @@ class Preprocessing:
     """Names and shares of the parts that are kept from training, drawn by the hash of the document."""
     deduplicate: bool = False
     """Of documents with equal texts keep the first."""
+    longest_document: int = stretches.LONGEST
+    """Bytes; a document, or the line that holds it, of more is a bad line."""
 
     def __post_init__(self) -> None:
+        if self.longest_document < 1:
+            raise DataError(explain("--longest-document", self.longest_document, "must be positive.",
+                                    f"{stretches.LONGEST} bytes is the default."))
         if len(set(self.json_keys)) != len(self.json_keys):
             raise DataError(explain("--json-keys", list(self.json_keys), "names a key twice.", "name each once."))
         if len(dict(self.hold_out)) != len(self.hold_out):
@@ -60,7 +65,7 @@ class Preprocessing:
                   for each in self.inputs]
         encoder = {"encoder": f"gigatoken {gigatoken_encoder.version()}"} if self.tokenizer.gigatoken else {}
         return {"inputs": inputs, "append_eod": self.append_eod, "on_bad_line": self.on_bad_line,
-                "hold_out": dict(self.hold_out), "deduplicate": self.deduplicate,
+                "longest_document": self.longest_document, "hold_out": dict(self.hold_out), "deduplicate": self.deduplicate,
                 "tokenizer": self.tokenizer.fingerprint(), **encoder}
 
 
@@ -106,7 +111,7 @@ class _Batch:
 def _batches(settings: Preprocessing, stretch: Stretch, counts: Counts, rejected: BinaryIO) -> Iterator[_Batch]:
     """All documents; bad ones are dealt with as the settings say."""
     batch = _Batch()
-    for document in stretches.documents(stretch, settings.json_keys):
+    for document in stretches.documents(stretch, settings.json_keys, settings.longest_document):
         counts.documents += 1
         if isinstance(document, Bad):
             if settings.on_bad_line == "stop":

@@ -33,7 +33,8 @@ def preprocess(settings: Preprocessing, output_prefix: Path, workers: int = 1,
     if present := job.present():
         return present
     size, parts = job.open_parts()
-    for counts in encode_all(settings, job.encoder, stretches.cut(settings.inputs, size), parts, workers):
+    cuts = stretches.cut(settings.inputs, size, settings.longest_document)
+    for counts in encode_all(settings, job.encoder, cuts, parts, workers):
         job.progress.add(counts)
     return job.join(parts)
 
@@ -51,7 +52,7 @@ def make_share(settings: Preprocessing, output_prefix: Path, shard: int, shards:
 
     def share():
         nonlocal total
-        for stretch in stretches.cut(settings.inputs, size):
+        for stretch in stretches.cut(settings.inputs, size, settings.longest_document):
             total += 1
             if stretch.number % shards == shard:
                 yield stretch

@@ -18,7 +18,9 @@ from megatron_nca.errors import DataError, explain
 
 SMALLEST, LARGEST, AIMED_AT = 1 << 20, 256 << 20, 1000
 """Bytes of input in a stretch, and how many stretches are aimed at between these."""
-LONGEST_LINE = 1 << 30
+LONGEST = 64 << 20
+"""Bytes of a document, or of the line that holds it, above which it is bad: a tokenizer takes up to a hundred times as
+much memory."""
 _BLOCK = 1 << 20
 COMPRESSED = (".gz", ".zst")
 _TORN = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -96,8 +98,8 @@ def size_of_stretches(inputs: Sequence[Input]) -> int:
     return min(max(sum(each.path.stat().st_size for each in inputs) // AIMED_AT, SMALLEST), LARGEST)
 
 
-def cut(inputs: Sequence[Input], size: int) -> Iterator[Stretch]:
-    """All stretches of about `size` bytes, in order. Raises DataError for a compressed file that is cut off."""
+def cut(inputs: Sequence[Input], size: int, longest: int = LONGEST) -> Iterator[Stretch]:
+    """All stretches of about `size` bytes, in order; `longest` as of `documents`. Raises DataError for a compressed file that is cut off."""
     number, texts, held = 0, [], 0
     for each in inputs:
         if each.kind == "text":
@@ -109,20 +111,20 @@ def cut(inputs: Sequence[Input], size: int) -> Iterator[Stretch]:
             yield Stretch(number, tuple(texts))
             number, texts, held = number + 1, [], 0
         if each.kind != "text":
-            for stretch in _cut_one(each, size, number):
+            for stretch in _cut_one(each, size, number, longest):
                 yield stretch
                 number += 1
     if texts:
         yield Stretch(number, tuple(texts))
 
 
-def _cut_one(each: Input, size: int, number: int) -> Iterator[Stretch]:
+def _cut_one(each: Input, size: int, number: int, longest: int) -> Iterator[Stretch]:
     if each.kind == "parquet":
         groups = range(_parquet(each.path).num_row_groups)
         yield from (Stretch(number + group, (each,), group, group + 1) for group in groups)
     elif each.is_compressed:
         line = 1
-        for offset, (content, lines) in enumerate(_blocks_of_lines(each.path, size)):
+        for offset, (content, lines) in enumerate(_blocks_of_lines(each.path, size, longest)):
             yield Stretch(number + offset, (each,), content=content, first_line=line)
             line += lines
     else:
@@ -131,14 +133,17 @@ def _cut_one(each: Input, size: int, number: int) -> Iterator[Stretch]:
             yield Stretch(number + offset, (each,), start, min(start + size, total))
 
 
-def _blocks_of_lines(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
-    """A compressed file as blocks of whole lines of about `size` bytes, and their numbers of lines."""
+def _blocks_of_lines(path: Path, size: int, longest: int) -> Iterator[tuple[bytes, int]]:
+    """A compressed file as blocks of whole lines of about `size` bytes, and their numbers of lines. Of a line that is
+    too long only the beginning is there, still too long."""
     with _decompressed(path) as file:
         block, lines = bytearray(), 0
         try:
-            while line := file.readline(LONGEST_LINE):
+            while line := file.readline(longest + 2):
                 block += line
                 lines += 1
+                if _pass_rest(file, line, longest):
+                    block += b"\n"
                 if len(block) >= size:
                     yield bytes(block), lines
                     block, lines = bytearray(), 0
@@ -146,6 +151,16 @@ def _blocks_of_lines(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
             raise DataError(f"{path}: is cut off or damaged ({error}). Cure: fetch it again.") from error
         if block:
             yield bytes(block), lines
+
+
+def _pass_rest(file: BinaryIO, line: bytes, longest: int) -> int:
+    """Of a line of which only the beginning was read, for it is too long: how many bytes it has more."""
+    count = 0
+    while len(line) > longest + 1 and not line.endswith(b"\n") and (more := file.readline(_BLOCK)):
+        count += len(more)
+        if more.endswith(b"\n"):
+            break
+    return count
 
 
 def _decompressed(path: Path) -> BinaryIO:
@@ -191,20 +206,21 @@ class _Zstandard(io.RawIOBase):
         super().close()
 
 
-def documents(stretch: Stretch, keys: Sequence[str]) -> Iterator[list[str] | Bad]:
+def documents(stretch: Stretch, keys: Sequence[str], longest: int = LONGEST) -> Iterator[list[str] | Bad]:
     """The texts under `keys` of each document of a stretch, or what is wrong with it.
 
-    Lines that begin in a stretch are its own. A document that is empty has empty texts.
+    Lines that begin in a stretch are its own. A document that is empty has empty texts. A line, file or row of more
+    than `longest` bytes is bad.
     """
     if stretch.inputs[0].kind == "text":
-        yield from (_whole_file(each.path, len(keys)) for each in stretch.inputs)
+        yield from (_whole_file(each.path, len(keys), longest) for each in stretch.inputs)
     elif stretch.inputs[0].kind == "parquet":
-        yield from _rows(stretch, keys)
+        yield from _rows(stretch, keys, longest)
     else:
         path = stretch.inputs[0].path
-        for place, line in _lines(stretch):
-            if len(line) >= LONGEST_LINE:
-                yield Bad("too long", f"{place()}: the line is longer than {LONGEST_LINE:,} bytes.", line[:1000])
+        for place, line in _lines(stretch, longest):
+            if len(line) - line.endswith(b"\n") > longest:
+                yield _bad_for_length(f"{place()}: the line", longest, line)
                 continue
             try:
                 yield parse_line(path, 0, line, list(keys))
@@ -212,7 +228,13 @@ def documents(stretch: Stretch, keys: Sequence[str]) -> Iterator[list[str] | Bad
                 yield Bad(error.kind, str(error).replace(f"{path}:0", place(), 1), line)
 
 
-def _lines(stretch: Stretch) -> Iterator[tuple["_Place", bytes]]:
+def _bad_for_length(what: str, longest: int, content: bytes) -> Bad:
+    return Bad("too long", f"{what} is longer than {longest:,} bytes. Cure: a larger --longest-document, which takes "
+               "more memory, or leave it out by --on-bad-line skip.", content[:1000])
+
+
+def _lines(stretch: Stretch, longest: int) -> Iterator[tuple["_Place", bytes]]:
+    """Of a line that is too long the beginning."""
     path = stretch.inputs[0].path
     if stretch.content is not None:
         for number, line in enumerate(io.BytesIO(stretch.content), stretch.first_line):
@@ -223,13 +245,10 @@ def _lines(stretch: Stretch) -> Iterator[tuple["_Place", bytes]]:
             position = stretch.start
             if position:  # the line at work there belongs to the stretch before, unless it just ended
                 file.seek(position - 1)
-                position += len(file.readline()) - 1
-            while position < stretch.stop and (line := file.readline(LONGEST_LINE)):
+                position += len(file.readline(stretch.stop - position + 1)) - 1
+            while position < stretch.stop and (line := file.readline(longest + 2)):
                 yield _Place(path, position), line
-                position += len(line)
-                while len(line) >= LONGEST_LINE and not line.endswith(b"\n"):  # pass the rest of it
-                    line = file.readline(LONGEST_LINE)
-                    position += len(line)
+                position += len(line) + _pass_rest(file, line, longest)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
 
@@ -252,8 +271,10 @@ class _Place:
         return f"{self.path}:{number}"
 
 
-def _whole_file(path: Path, keys: int) -> list[str] | Bad:
+def _whole_file(path: Path, keys: int, longest: int) -> list[str] | Bad:
     try:
+        if path.stat().st_size > longest:
+            return _bad_for_length(f"{path}: it", longest, b"")
         content = path.read_bytes()
         return [content.decode("utf-8")] * keys
     except OSError as error:
@@ -273,7 +294,7 @@ def _parquet(path: Path) -> object:
                         "Cure: fetch it again.") from error
 
 
-def _rows(stretch: Stretch, keys: Sequence[str]) -> Iterator[list[str] | Bad]:
+def _rows(stretch: Stretch, keys: Sequence[str], longest: int) -> Iterator[list[str] | Bad]:
     path = stretch.inputs[0].path
     file = _parquet(path)
     types = {field.name: str(field.type) for field in file.schema_arrow}
@@ -285,7 +306,10 @@ def _rows(stretch: Stretch, keys: Sequence[str]) -> Iterator[list[str] | Bad]:
         table = file.read_row_group(group, columns=list(keys))
         for row, texts in enumerate(zip(*(table.column(key).to_pylist() for key in keys), strict=True)):
             missing = [key for key, text in zip(keys, texts, strict=True) if text is None]
+            place = f"{path}: row {row} of group {group}"
             if missing:
-                yield Bad("a key is missing", f"{path}: row {row} of group {group} has no {missing[0]!r}.", b"")
+                yield Bad("a key is missing", f"{place} has no {missing[0]!r}.", b"")
+            elif max(map(len, texts)) > longest:
+                yield _bad_for_length(place, longest, b"")
             else:
                 yield list(texts)

@@ -250,13 +250,51 @@ def test_a_parquet_file_is_a_document_a_row(arguments, tmp_path):
         preprocess(settings_of(path, arguments.tokenizer.model), tmp_path / "third")
 
 
-@settings(max_examples=60, deadline=None)
-@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30), size=st.integers(1, 60), ended=st.booleans())
-def test_stretches_hold_every_line_once(tmp_path_factory, sizes, size, ended):
-    path = tmp_path_factory.mktemp("stretches") / "a.jsonl"
+@settings(max_examples=200, deadline=None)
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30), size=st.integers(1, 60), ended=st.booleans(),
+       longest=st.integers(12, 60), name=st.sampled_from(["a.jsonl", "a.jsonl.gz"]))
+def test_stretches_hold_every_line_once_and_name_those_that_are_too_long(tmp_path_factory, sizes, size, ended, longest,
+                                                                        name):
+    path = tmp_path_factory.mktemp("stretches") / name
     lines = [json.dumps({"text": "x" * n}).encode() for n in sizes]
-    path.write_bytes(b"\n".join(lines) + b"\n" * ended)
-    cuts = list(stretches.cut(stretches.recognise([path]), size))
+    content = b"\n".join(lines) + b"\n" * ended
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    cuts = list(stretches.cut(stretches.recognise([path]), size, longest))
     assert [cut.number for cut in cuts] == list(range(len(cuts)))
-    texts = [text for cut in cuts for [text] in stretches.documents(cut, ["text"])]
-    assert texts == ["x" * n for n in sizes]
+    found = [document for cut in cuts for document in stretches.documents(cut, ["text"], longest)]
+    for number, (line, n, document) in enumerate(zip(lines, sizes, found, strict=True), 1):
+        if len(line) > longest:
+            assert document.reason.startswith(f"{path}:{number}: the line is longer than {longest} bytes")
+        else:
+            assert document == ["x" * n]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet"])
+def test_a_document_that_is_too_long_is_a_bad_line(arguments, tmp_path, kind):
+    path, texts = tmp_path / f"a.{kind}", ["x" * 10, "y" * 100]
+    if kind == "parquet":
+        parquet.write_table(pyarrow.table({"text": texts}), path)
+    else:
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) if kind == "jsonl" else texts[1])
+    settings = settings_of(path, arguments.tokenizer.model, longest_document=60)
+    with pytest.raises(DataError, match=r"is longer than 60 bytes\. Cure: a larger --longest-document"):
+        preprocess(settings, tmp_path / "out")
+    if kind != "txt":
+        manifest = preprocess(dataclasses.replace(settings, on_bad_line="skip"), tmp_path / "out")[0]
+        assert (manifest.documents, manifest.origin["left_out_by_reason"]) == (1, {"too long": 1})
+    with pytest.raises(DataError, match="--longest-document = 0: must be positive"):
+        dataclasses.replace(settings, longest_document=0)
+
+
+@pytest.mark.long
+def test_a_line_of_a_gibibyte_is_bad_and_the_next_is_read(arguments, tmp_path):
+    path = arguments.inputs[0].path
+    good = b'{"text": "good"}\n'
+    with open(path, "wb") as file:
+        file.write(good + b'{"text": "')
+        file.seek(1 << 30, 1)
+        file.write(b'"}\n' + good)
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the line is longer than 67,108,864 bytes"):
+        preprocess(settings_of(path, arguments.tokenizer.model), tmp_path / "out")
+    manifest = preprocess(settings_of(path, arguments.tokenizer.model, on_bad_line="skip"), tmp_path / "out")[0]
+    assert (manifest.documents, manifest.origin["left_out_lines"]) == (2, 1)
