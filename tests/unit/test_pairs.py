@@ -118,6 +118,11 @@ def test_the_loss_of_a_step_is_the_mean_over_answers(files, tmp_path):
                 total, count = total + losses[answers].sum().item(), count + int(answers.sum())
         assert 0 < count < 8 * 32 // 2 and total > 0
         assert engine.train_step(iter(batches), 0).loss == pytest.approx(total / count, rel=1e-6)
+
+        mixed = Blend.of((0.7, prefixes[0]), (0.3, prefixes[1]))
+        data = datasets(mixed, Blend.of((1.0, prefixes[1])), 32, 5, 40, 8, tmp_path / "cache", 280)
+        for batch in data.train_batches(0, 40, 4, torch.device("cpu")):
+            assert torch.equal(batch["loss_mask"], (~torch.isin(batch["labels"], prompts)).float())
     finally:
         engine.close()
     mask = mask_prefix(prefixes[0])
