@@ -65,8 +65,8 @@ class Preprocessing:
                   for each in self.inputs]
         encoder = {"encoder": f"gigatoken {gigatoken_encoder.version()}"} if self.tokenizer.gigatoken else {}
         return {"inputs": inputs, "append_eod": self.append_eod, "on_bad_line": self.on_bad_line,
-                "longest_document": self.longest_document, "hold_out": dict(self.hold_out), "deduplicate": self.deduplicate,
-                "tokenizer": self.tokenizer.fingerprint(), **encoder}
+                "longest_document": self.longest_document, "hold_out": dict(self.hold_out),
+                "deduplicate": self.deduplicate, "tokenizer": self.tokenizer.fingerprint(), **encoder}
 
 
 def encode_stretch(settings: Preprocessing, encoder: Encoder, stretch: Stretch, folder: Path) -> Counts:

@@ -1,10 +1,12 @@
 """data/encoders.py: what is fast gives the tokens of what is slow."""
 
+import dataclasses
 import functools
 import json
 import random
 import zlib
 
+import numpy as np
 import pytest
 import regex
 import sentencepiece
@@ -12,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_nca import ops
-from megatron_nca.data import encoders, tokenizer
+from megatron_nca.data import encoders, encoding, stretches, tokenizer
 from megatron_nca.data.encoders import GPT2_BPE, GPT2_END, HUGGING_FACE, SENTENCEPIECE, TokenizerFiles
+from megatron_nca.data.encoding import Preprocessing
+from megatron_nca.data.indexed import IndexedReader
+from megatron_nca.data.preprocess import preprocess
 from megatron_nca.errors import DataError
 
 TEXT = ("def f(x):\n\treturn x  +  1   # it's  the\u00a0same \u4e2d\u6587 na\u00efve caf\u0065\u0301 1234 __init__"
@@ -170,3 +175,22 @@ def test_wrong_files_are_one_message(gpt2, model, tmp_path):
                          ({"type": SENTENCEPIECE, "model": gpt2 / "vocab.json"}, "is no sentencepiece model")]:
         with pytest.raises(DataError, match=what):
             TokenizerFiles(**values).load()
+
+
+def test_ids_beyond_sixteen_bits_are_whole_and_beyond_the_vocabulary_refused(gpt2, tmp_path):
+    """A token far behind the others, as padded vocabularies have it; and a tokenizer that gives what it should not."""
+    described = json.loads((gpt2 / "tokenizer.json").read_text())
+    letter = described["model"]["vocab"].pop("x")
+    described["model"]["vocab"]["x"] = 70_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    (tmp_path / "a.jsonl").write_text('{"text": "xxx"}\n')
+    chosen = Preprocessing(inputs=stretches.recognise([tmp_path / "a.jsonl"]), append_eod=False,
+                           tokenizer=TokenizerFiles(type=HUGGING_FACE, model=tmp_path))
+    preprocess(chosen, tmp_path / "out")
+    reader = IndexedReader(tmp_path / "out_text_document")
+    assert reader[0].tolist().count(70_000) == 3 and letter not in reader[0] and reader[0].dtype == np.int32
+    small = dataclasses.replace(chosen.tokenizer.load(), vocab_size=400)
+    [stretch] = stretches.cut(chosen.inputs, 1000)
+    with pytest.raises(DataError, match=r"tokenizer\.json: gave the id 70000, though it has 400 ids"):
+        encoding.encode_stretch(chosen, small, stretch, tmp_path / "part")
+    assert not (tmp_path / "part").exists()
