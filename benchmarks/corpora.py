@@ -5,10 +5,10 @@
 
 CHECKOUT is a working tree of Megatron-LM core_v0.16.1, whose imports (six, triton) must be met; that of --main is one
 of its main branch, whose tools/preprocess_data_fast.py is the peer for Hugging Face tokenizers (it takes all cores,
-and needs gigatoken and typing.override of Python 3.12). Both tools read the same pinned text (tests/unit/pinned_text.py)
-with the same small tokenizers, and their .bin and .idx are compared. The start, a run over the first line alone, is
-subtracted from each. --memory: GB of that text repeated on the disk in --folder; merge and verify run on the result
-beside `cp`.
+and needs gigatoken and typing.override of Python 3.12). Both tools read the same pinned text
+(tests/unit/pinned_text.py) with the same small tokenizers, and their .bin and .idx are compared. The start, a run over
+the first line alone, is subtracted from each. --memory: GB of that text repeated on the disk in --folder; merge and
+verify run on the result beside `cp`.
 
 Tokenizers: "sentencepiece" is a BPE model whose words we remember; "unigram" one of sentencepiece's default kind
 (trained on the spot), which both tools leave to sentencepiece's own encoder.

@@ -99,8 +99,8 @@ def size_of_stretches(inputs: Sequence[Input]) -> int:
 
 
 def cut(inputs: Sequence[Input], size: int, longest: int = LONGEST) -> Iterator[Stretch]:
-    """All stretches of about `size` bytes, in order; `longest` as of `documents`. Raises DataError for a compressed file
-    that is cut off."""
+    """All stretches of about `size` bytes, in order; `longest` as of `documents`. Raises DataError for a compressed
+    file that is cut off."""
     number, texts, held = 0, [], 0
     for each in inputs:
         if each.kind == "text":
