@@ -23,13 +23,21 @@ def recipe(tmp_path: Path, recipe_values: dict) -> Path:
     return path
 
 
-@pytest.fixture
-def transfer(capsys: pytest.CaptureFixture) -> Callable:
-    """Call `convert transfer` with some words; gives (exit code, stdout, stderr)."""
+def _fixture(name: str, verb: str) -> Callable:
+    """A fixture that calls `convert VERB` with some words; gives (exit code, stdout, stderr)."""
 
-    def call(*words: object) -> tuple[int, str, str]:
-        code = main(["convert", "transfer", *map(str, words)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+    @pytest.fixture(name=name)
+    def fixture(capsys: pytest.CaptureFixture) -> Callable:
+        def call(*words: object) -> tuple[int, str, str]:
+            code = main(["convert", verb, *map(str, words)])
+            captured = capsys.readouterr()
+            return code, captured.out, captured.err
 
-    return call
+        return call
+
+    return fixture
+
+
+transfer = _fixture("transfer", "transfer")
+convert = _fixture("convert", "format")
+look = _fixture("look", "inspect")

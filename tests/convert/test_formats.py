@@ -11,22 +11,9 @@ import pytest
 import torch
 from sample_checkpoints import random_checkpoint, values
 
-from megatron_nca.__main__ import main
 from megatron_nca.convert import formats, megatron
 from megatron_nca.convert.canonical import CanonicalCheckpoint, cast
 from megatron_nca.errors import CheckpointError
-
-
-@pytest.fixture
-def convert(capsys: pytest.CaptureFixture) -> Callable:
-    """Call `convert format` with some words; gives (exit code, stdout, stderr)."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = main(["convert", "format", *map(str, words)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.parametrize("words", [[], ["--verify"]])

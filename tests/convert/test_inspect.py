@@ -11,22 +11,11 @@ import pytest
 import torch
 from sample_checkpoints import CONFIG, random_checkpoint, values, write_random
 
-from megatron_nca.__main__ import main
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.convert import megatron
 from megatron_nca.convert.canonical import CanonicalCheckpoint, cast
 from megatron_nca.convert.difference import difference
 from megatron_nca.convert.inspect import figures, together
-
-
-@pytest.fixture
-def look(capsys: pytest.CaptureFixture) -> Callable:
-    def call(*words: object) -> tuple[int, str, str]:
-        code = main(["convert", "inspect", *map(str, words)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def changed(name: str, change: Callable) -> CanonicalCheckpoint:
