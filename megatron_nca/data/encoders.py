@@ -9,14 +9,13 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from megatron_nca import files, ops
 from megatron_nca.data import gigatoken_encoder, tiktoken_files, tokenizer
+from megatron_nca.data.ragged import Ragged
 from megatron_nca.data.tiktoken_files import TiktokenRules
 from megatron_nca.data.tool import needed_for
 from megatron_nca.errors import DataError, explain
@@ -34,17 +33,18 @@ CACHED_WORDS = 1 << 19
 LONGEST_CACHED = 64
 SPACE = tokenizer.SPACE_SYMBOL
 
-Ids = Sequence[int] | np.ndarray
+Lists = Callable[[list[str]], Sequence[Sequence[int]]]
+"""A library's own encoder of texts."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """`encode(texts)` gives the token ids of each; ids lie in 0..vocab_size-1. `eod` and `unknown`: None where none."""
+    """`encode(texts)` gives their tokens, ids in 0..vocab_size-1. `eod` and `unknown`: None where none."""
 
     vocab_size: int
     eod: int | None
     unknown: int | None
-    encode: Callable[[list[str]], Iterable[Ids]]
+    encode: Callable[[list[str]], Ragged]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,8 @@ class TokenizerFiles:
     def load(self) -> Encoder:
         """Raises DataError for files that are not of this type."""
         if self.type == TIKTOKEN:
-            return Encoder(*tiktoken_files.load(self.model, self.rules))
+            vocab_size, end, unknown, encode = tiktoken_files.load(self.model, self.rules)
+            return Encoder(vocab_size, end, unknown, _ragged(encode))
         return {SENTENCEPIECE: _sentencepiece, HUGGING_FACE: _hugging_face, GPT2_BPE: _gpt2}[self.type](self)
 
 
@@ -112,10 +113,14 @@ def _sentencepiece(chosen: TokenizerFiles) -> Encoder:
     end, unknown = processor.eos_id(), processor.unk_id()
 
     return Encoder(processor.get_piece_size(), end if end >= 0 else None, unknown if unknown >= 0 else None,
-                   _by_words(chosen.model) or processor.encode)
+                   _by_words(chosen.model) or _ragged(processor.encode))
 
 
-def _by_words(model: Path) -> Callable[[list[str]], list[Ids]] | None:
+def _ragged(encode: Lists) -> Callable[[list[str]], Ragged]:
+    return lambda texts: Ragged.of(encode(texts))
+
+
+def _by_words(model: Path) -> Callable[[list[str]], Ragged] | None:
     """An encoder that remembers words, where that is exact; else None.
 
     It is for a BPE model with byte fallback and the identity as normaliser, none of whose pieces has a space after
@@ -173,15 +178,9 @@ def _table(runs: object, kinds: list[int]) -> bytes:
     return bytes(table)
 
 
-def _remembering(kinds: bytes, gpt2: bool, encode: Callable[[list[str]], Iterable[Ids]],
-                 ) -> Callable[[list[str]], list[Ids]]:
+def _remembering(kinds: bytes, gpt2: bool, encode: Lists) -> Callable[[list[str]], Ragged]:
     memory = ops.WordMemory(kinds, gpt2=gpt2, most_words=CACHED_WORDS, longest=LONGEST_CACHED)
-
-    def encode_by_words(texts: list[str]) -> list[Ids]:
-        tokens, lengths = memory.tokens(list(encode(memory.cut(texts))))
-        return np.split(tokens, np.cumsum(lengths)[:-1]) if texts else []
-
-    return encode_by_words
+    return lambda texts: Ragged(*memory.tokens(encode(memory.cut(texts))))
 
 
 def _gpt2(chosen: TokenizerFiles) -> Encoder:
@@ -197,7 +196,7 @@ def _gpt2(chosen: TokenizerFiles) -> Encoder:
     bpe = Tokenizer(model)
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
-    def encode(words: list[str]) -> list[Ids]:
+    def encode(words: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in bpe.encode_batch(words, add_special_tokens=False)]
 
     return Encoder(max(vocabulary.values()) + 1, vocabulary.get(GPT2_END), None,
@@ -224,12 +223,12 @@ def _hugging_face(chosen: TokenizerFiles) -> Encoder:
     fast.no_padding()
     end, unknown = (_special(path.parent, fast, name) for name in ("eos_token", "unk_token"))
 
-    def encode(texts: list[str]) -> list[Ids]:
+    def encode(texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
 
     vocabulary = fast.get_vocab(with_added_tokens=True)
     return Encoder(max(vocabulary.values()) + 1, end, unknown,
-                   gigatoken_encoder.load(path, encode) if chosen.gigatoken else encode)
+                   gigatoken_encoder.load(path, encode) if chosen.gigatoken else _ragged(encode))
 
 
 def _special(folder: Path, fast: object, name: str) -> int | None:
@@ -243,16 +242,6 @@ def _special(folder: Path, fast: object, name: str) -> int | None:
         if isinstance(token, str):
             return fast.token_to_id(token)
     return None
-
-
-def flat(encoded: Iterable[Ids]) -> tuple[np.ndarray, np.ndarray]:
-    """Token lists as one int32 array and the length of each."""
-    lists = list(encoded)
-    lengths = np.fromiter(map(len, lists), np.int32, len(lists))
-    filled = [each for each in lists if len(each)]
-    if filled and all(isinstance(each, np.ndarray) for each in filled):
-        return np.concatenate(filled), lengths
-    return np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(lengths.sum(dtype=np.int64))), lengths
 
 
 def decoder(chosen: TokenizerFiles) -> Callable[[list[int]], str]:

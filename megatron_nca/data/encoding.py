@@ -10,14 +10,15 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from megatron_nca import files
-from megatron_nca.data import encoders, gigatoken_encoder, selection, stretches
+from megatron_nca.data import gigatoken_encoder, selection, stretches
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
 from megatron_nca.data.indexed import optimal_dtype
 from megatron_nca.data.parts import RECORD, REJECTED, Counts
+from megatron_nca.data.ragged import Ragged
 from megatron_nca.data.stretches import Bad, Input, Stretch
 from megatron_nca.errors import DataError, explain
 
-BATCH_BYTES = 1 << 18
+BATCH_BYTES = 1 << 20
 """About as much text is encoded at once."""
 DIGESTS = "digests"
 ON_BAD_LINE = ("stop", "skip", "quarantine")
@@ -86,11 +87,11 @@ def encode_stretch(settings: Preprocessing, encoder: Encoder, stretch: Stretch, 
         for batch in _batches(settings, stretch, counts, opens(REJECTED)):
             for key in keys:
                 texts = [document[key] for document in batch.documents]
-                tokens, lengths = _encoded(settings, encoder, texts)
-                counts.tokens += len(tokens)
-                tokens_of[key].write(tokens.astype(dtype).tobytes())
-                lengths_of[key].write(lengths.tobytes())
-                bytes_of[key].write(np.array([sizes[key] for sizes in batch.sizes], np.int64).tobytes())
+                encoded = _encoded(settings, encoder, texts)
+                counts.tokens += len(encoded.tokens)
+                tokens_of[key].write(encoded.tokens.astype(dtype))
+                lengths_of[key].write(encoded.lengths)
+                bytes_of[key].write(np.array([sizes[key] for sizes in batch.sizes], np.int64))
             if digests is not None:
                 digests.write(b"".join(batch.digests))
         (aside / RECORD).write_text(json.dumps(vars(counts)), encoding="utf-8")
@@ -138,23 +139,18 @@ def _batches(settings: Preprocessing, stretch: Stretch, counts: Counts, rejected
         yield batch
 
 
-def _encoded(settings: Preprocessing, encoder: Encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of all texts one after another and the length of each; 0 of a text that has none."""
-    of_texts = iter(encoder.encode([text for text in texts if text]))
-    encoded = [next(of_texts) if text else () for text in texts]
+def _encoded(settings: Preprocessing, encoder: Encoder, texts: list[str]) -> Ragged:
+    """Tokens of all texts; an empty one has none."""
+    filled = np.array([bool(text) for text in texts])
+    found = encoder.encode([text for text in texts if text]) if filled.any() else Ragged.of([])
     if settings.append_eod:
-        encoded = [_ended(ids, encoder.eod) for ids in encoded]
-    tokens, lengths = encoders.flat(encoded)
+        found = found.ended(encoder.eod)
+    tokens, lengths = found.tokens, np.zeros(len(texts), np.int32)
+    lengths[filled] = found.lengths
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < encoder.vocab_size:
         raise DataError(f"{settings.tokenizer.files[0]}: gave the id {tokens.max()}, though it has "
                         f"{encoder.vocab_size} ids. Cure: use the tokenizer's own, unchanged files.")
-    return tokens, lengths
-
-
-def _ended(ids: encoders.Ids, end: int) -> encoders.Ids:
-    if not len(ids):
-        return ids
-    return np.append(ids, np.int32(end)) if isinstance(ids, np.ndarray) else [*ids, end]
+    return Ragged(tokens, lengths)
 
 
 def load_encoder(settings: Preprocessing) -> Encoder:

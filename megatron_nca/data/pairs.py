@@ -113,7 +113,7 @@ def _write(settings: Pairs, encoder: Encoder, writers: Sequence[tuple[IndexedWri
     for pairs in _batches(settings.read()):
         digests = b"".join(selection.digest([prompt.encode(), answer.encode()]) for prompt, answer in pairs)
         parts = selection.parts_of(selection.as_digests(digests), shares)
-        prompts, answers = (list(encoder.encode(list(texts))) for texts in zip(*pairs, strict=True))
+        prompts, answers = (encoder.encode(list(texts)).tolist() for texts in zip(*pairs, strict=True))
         for part, prompt, answer, (_, said) in zip(parts, prompts, answers, pairs, strict=True):
             if not len(answer):
                 raise DataError(f"{settings.inputs[0]}: a pair has the empty answer {said!r}. Cure: take it out.")
