@@ -79,18 +79,20 @@ def test_a_phase_longer_than_its_time_limit(slurm, tmp_path, undisturbed, iterat
 def test_a_step_killed_a_node_lost_and_the_controller_restarted(slurm, tmp_path, undisturbed, plan_with_a_loss):
     """One after the other, to one training. Ranks on the lost node live on."""
     run = slurm.submit(tmp_path, plan_with_a_loss, {"node": {"devices": 1}, "tries": 5})
-    plans.wait(lambda: plans.iteration(run) >= 25, 600, "training", lambda: slurm.account(run))
+    plans.wait(lambda: plans.iteration(run) >= 60, 600, "a save and more", lambda: slurm.account(run))
     number = slurm.job("nca.nca")
     assert slurm.kill_step(number)
-    log = run / "slurm" / "progress.txt"
+    log, trained = run / "slurm" / "progress.txt", run / "arms/nca/seed0/nca/train.log"
     plans.wait(lambda: "attempt 2 begins" in log.read_text(), 600, "second attempt", lambda: slurm.account(run))
 
-    plans.wait(lambda: plans.iteration(run) >= 65, 600, "resumed training", lambda: slurm.account(run))
+    plans.wait(lambda: trained.read_text().count("resumed at iteration") == 1, 600, "second training",
+               lambda: slurm.account(run))  # fmt: skip
+    reached = plans.iteration(run)
+    plans.wait(lambda: plans.iteration(run) >= reached + 50, 600, "resumed training", lambda: slurm.account(run))
     nodes = next(entry[3] for entry in slurm.queue() if entry[0] == number)
     last = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     lost = last.stdout.split()[-1]
     slurm.daemon("stop", lost)
-    trained = run / "arms/nca/seed0/nca/train.log"
     try:
         plans.wait(lambda: "attempt 3 begins" in log.read_text(), 600, "third attempt", lambda: slurm.account(run))
         plans.wait(lambda: trained.read_text().count("resumed at iteration") == 2, 600, "third training",
