@@ -84,7 +84,8 @@ def encode_stretch(settings: Preprocessing, encoder: Encoder, stretch: Stretch, 
         tokens_of, lengths_of, bytes_of = ([opens(f"{key}.{what}") for key in keys]
                                            for what in ("tokens", "lengths", "bytes"))
         digests = opens(DIGESTS) if settings.needs_digests else None
-        for batch in _batches(settings, stretch, counts, opens(REJECTED)):
+        rejected = opens(REJECTED) if settings.on_bad_line == "quarantine" else None
+        for batch in _batches(settings, stretch, counts, rejected):
             for key in keys:
                 texts = [document[key] for document in batch.documents]
                 encoded = _encoded(settings, encoder, texts)
@@ -109,7 +110,8 @@ class _Batch:
     """Bytes of text."""
 
 
-def _batches(settings: Preprocessing, stretch: Stretch, counts: Counts, rejected: BinaryIO) -> Iterator[_Batch]:
+def _batches(settings: Preprocessing, stretch: Stretch, counts: Counts,
+             rejected: BinaryIO | None) -> Iterator[_Batch]:
     """All documents; bad ones are dealt with as the settings say."""
     batch = _Batch()
     for document in stretches.documents(stretch, settings.json_keys, settings.longest_document):
@@ -119,7 +121,7 @@ def _batches(settings: Preprocessing, stretch: Stretch, counts: Counts, rejected
                 raise DataError(document.reason)
             counts.bad[document.kind] = counts.bad.get(document.kind, 0) + 1
             counts.first_bad = counts.first_bad or document.reason
-            if settings.on_bad_line == "quarantine":
+            if rejected is not None:
                 raw = document.raw.decode("utf-8", "backslashreplace")
                 rejected.write(json.dumps({"reason": document.reason, "raw": raw}).encode() + b"\n")
             continue
