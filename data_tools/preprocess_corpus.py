@@ -7,7 +7,7 @@ in a text is encoded as text. The output does not depend on --workers. Killed, i
 again; a dataset that is already whole is left as it is. At the end it says what became of the documents.
 
 As a Slurm array each task has --shard $SLURM_ARRAY_TASK_ID/N, and one more job, when all are done, the same flags with
---merge. A compressed file is read from its beginning by every task. De-duplication compares hashes of 16 bytes; it
+--merge; or with --separate each task makes datasets of its own share, to be trained on as a blend. A compressed file is read from its beginning by every task. De-duplication compares hashes of 16 bytes; it
 takes 41 bytes of disk a document and, whatever their number, about 120 MB of memory.
 
 Examples:
@@ -29,7 +29,7 @@ from pathlib import Path
 from megatron_nca.cli.arguments import shard_of
 from megatron_nca.data import known_corpora, stretches
 from megatron_nca.data.encoding import ON_BAD_LINE, Preprocessing
-from megatron_nca.data.preprocess import make_share, merge, preprocess
+from megatron_nca.data.preprocess import datasets_of_share, make_share, merge, name_of_share, preprocess
 from megatron_nca.data.preprocess_report import report
 from megatron_nca.data.tokenizer_flags import add_hold_out, add_tokenizer_flags, tokenizer_of
 from megatron_nca.data.tool import run_tool, tool_parser
@@ -61,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--deduplicate", action="store_true", help="of documents with equal texts keep the first")
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--shard", metavar="I/N", help="encode the share of process I of N, what lacks of it")
+    parser.add_argument("--separate", action="store_true",
+                        help="with --shard, make datasets of the share by itself, PREFIX_00002-of-00008_...; without "
+                             "a --merge, and not with --deduplicate")
     share.add_argument("--merge", action="store_true", help="join the parts of all processes, and remove them")
     parser.add_argument("--parts", type=Path, nargs="+", default=[], metavar="DIR",
                         help="where parts are (default PREFIX.parts); a node-local folder each node for --shard, all "
@@ -94,10 +97,16 @@ def main(arguments: argparse.Namespace) -> None:
                              on_bad_line=arguments.on_bad_line, hold_out=tuple(arguments.hold_out),
                              deduplicate=arguments.deduplicate, longest_document=arguments.longest_document)
     prefix, workers, interval = arguments.output_prefix, arguments.workers, arguments.log_interval
+    if arguments.separate and (arguments.shard is None or arguments.parts):
+        raise ConfigError("--separate: belongs to --shard, and not with --parts. Cure: leave it or --parts out.")
     if arguments.parts and arguments.shard is None and not arguments.merge:
         raise ConfigError("--parts: belongs to --shard or --merge. Cure: leave it out.")
     if arguments.shard is not None:
         shard, shards = shard_of(arguments.shard)
+        if arguments.separate:
+            prefix = name_of_share(prefix, shard, shards)
+            print(report(datasets_of_share(settings, prefix, shard, shards, workers, interval), prefix))
+            return
         print(make_share(settings, prefix, shard, shards, arguments.parts, workers, interval))
         return
     if arguments.merge:

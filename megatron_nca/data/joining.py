@@ -1,7 +1,7 @@
 """The datasets of a corpus from its encoded stretches: documents chosen, each into its part, all in their order."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +49,13 @@ def origin_of(settings: Preprocessing, common: dict, output: Output) -> dict:
     return {**common, "json_key": settings.json_keys[output.key], "part": part}
 
 
-def join(settings: Preprocessing, encoder: Encoder, common: dict, parts: Parts, chosen: list[Output], stretches: int,
-         total: Counts) -> list[Manifest]:
-    """Write the datasets of all stretches. Raises DataError if one would have no text at all."""
+def join(settings: Preprocessing, encoder: Encoder, common: dict, parts: Parts, chosen: list[Output],
+         numbers: Sequence[int], total: Counts) -> list[Manifest]:
+    """Write the datasets of the stretches of these numbers, of which `total` was counted. Raises DataError if one would have no text at all."""
     path = settings.inputs[0].path
     if not total.documents:
         raise DataError(f"{path}: is empty. Cure: give a file with one JSON object a line.")
-    folders = [parts.find(number) for number in range(stretches)]
+    folders = [parts.find(number) for number in numbers]
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(IndexedWriter(output.prefix, encoder.vocab_size)) for output in chosen]
         with _kept(settings, folders, parts) as kept:

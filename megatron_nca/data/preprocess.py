@@ -7,7 +7,7 @@ bytes do not depend on the number of processes.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_nca import files
@@ -16,6 +16,7 @@ from megatron_nca.data.encoding import Preprocessing, load_encoder
 from megatron_nca.data.joining import Output
 from megatron_nca.data.manifest import Manifest, part
 from megatron_nca.data.parts import REJECTED, Counts, Parts
+from megatron_nca.data.stretches import Stretch
 from megatron_nca.data.workers import encode_all
 from megatron_nca.errors import DataError, explain
 
@@ -33,10 +34,7 @@ def preprocess(settings: Preprocessing, output_prefix: Path, workers: int = 1,
     if present := job.present():
         return present
     size, parts = job.open_parts()
-    cuts = stretches.cut(settings.inputs, size, settings.longest_document)
-    for counts in encode_all(settings, job.encoder, cuts, parts, workers):
-        job.progress.add(counts)
-    return job.join(parts)
+    return job.join(parts, range(job.encode(parts, size)))
 
 
 def make_share(settings: Preprocessing, output_prefix: Path, shard: int, shards: int, folders: Sequence[Path] = (),
@@ -48,20 +46,34 @@ def make_share(settings: Preprocessing, output_prefix: Path, shard: int, shards:
     if job.present():
         return f"{output_prefix}: nothing is left to do"
     size, parts = job.open_parts(folders, shared=True)
-    total = 0
-
-    def share():
-        nonlocal total
-        for stretch in stretches.cut(settings.inputs, size, settings.longest_document):
-            total += 1
-            if stretch.number % shards == shard:
-                yield stretch
-
-    for counts in encode_all(settings, job.encoder, share(), parts, workers):
-        job.progress.add(counts)
+    total = job.encode(parts, size, shard, shards)
     parts.note_total(total)
     job.progress.end()
     return f"{parts.folders[0]}: shard {shard}/{shards}: {job.progress.stretches} of {total} stretches are there"
+
+
+def datasets_of_share(settings: Preprocessing, output_prefix: Path, shard: int, shards: int, workers: int = 1,
+                      log_interval: int = 1000) -> list[Manifest]:
+    """The datasets of one share by themselves, as `preprocess` writes those of all. Raises DataError."""
+    if settings.deduplicate:
+        raise DataError(explain("--deduplicate", True, "compares all documents, and a shard by itself does not know the "
+                                "others.", "join the shards with --merge in place of --separate."))
+    job = _Job(settings, output_prefix, workers, log_interval)
+    job.origin["shard"] = f"{shard}/{shards}"
+    if present := job.present():
+        return present
+    size, parts = job.open_parts()
+    total = job.encode(parts, size, shard, shards)
+    if shard >= total:
+        parts.remove()
+        raise DataError(explain("--shard", f"{shard}/{shards}", f"the input has {total} stretches, so this shard would "
+                                "be empty.", "ask for fewer shards."))
+    return job.join(parts, range(shard, total, shards))
+
+
+def name_of_share(output_prefix: Path, shard: int, shards: int) -> Path:
+    """The prefix of the datasets of one share."""
+    return Path(f"{output_prefix}_{shard:05d}-of-{shards:05d}")
 
 
 def merge(settings: Preprocessing, output_prefix: Path, folders: Sequence[Path] = (),
@@ -74,9 +86,10 @@ def merge(settings: Preprocessing, output_prefix: Path, folders: Sequence[Path] 
     if present := job.present():
         return present
     parts = job.open_parts(folders, shared=True)[1]
-    for counts in parts.all_counts():
-        job.progress.add(counts)
-    return job.join(parts)
+    counts = parts.all_counts()
+    for each in counts:
+        job.progress.add(each)
+    return job.join(parts, range(len(counts)))
 
 
 class _Job:
@@ -86,7 +99,7 @@ class _Job:
         for flag, value in (("--workers", workers), ("--log-interval", log_interval)):
             if value < 1:
                 raise DataError(explain(flag, value, "must be at least 1.", "give a positive number."))
-        self.settings, self.output_prefix = settings, output_prefix
+        self.settings, self.output_prefix, self.workers = settings, output_prefix, workers
         self.encoder = load_encoder(settings)
         self.outputs = joining.outputs(settings, output_prefix)
         self.origin = settings.origin()
@@ -107,11 +120,26 @@ class _Job:
         folders = folders or [Path(f"{self.output_prefix}.parts")]
         return size, Parts(folders, self.settings.identity(self.origin, size), shared)
 
-    def join(self, parts: Parts) -> list[Manifest]:
-        number = self.progress.stretches
-        manifests = joining.join(self.settings, self.encoder, self.origin, parts, self.outputs, number,
+    def encode(self, parts: Parts, size: int, shard: int = 0, shards: int = 1) -> int:
+        """What lacks of the share of one of `shards`; returns how many stretches there are in all."""
+        total = 0
+
+        def share() -> Iterator[Stretch]:
+            nonlocal total
+            for stretch in stretches.cut(self.settings.inputs, size, self.settings.longest_document):
+                total += 1
+                if stretch.number % shards == shard:
+                    yield stretch
+
+        for counts in encode_all(self.settings, self.encoder, share(), parts, self.workers):
+            self.progress.add(counts)
+        return total
+
+    def join(self, parts: Parts, numbers: Sequence[int]) -> list[Manifest]:
+        """The datasets of these stretches; removes the parts."""
+        manifests = joining.join(self.settings, self.encoder, self.origin, parts, self.outputs, numbers,
                                  self.progress.total)
-        _keep_rejected(self.settings, parts, number, Path(f"{self.output_prefix}_rejected.jsonl"))
+        _keep_rejected(self.settings, parts, numbers, Path(f"{self.output_prefix}_rejected.jsonl"))
         parts.remove()
         self.progress.end()
         return manifests
@@ -133,11 +161,11 @@ def _present(output: Output, origin: dict) -> Manifest | None:
     return None
 
 
-def _keep_rejected(settings: Preprocessing, parts: Parts, number: int, path: Path) -> None:
+def _keep_rejected(settings: Preprocessing, parts: Parts, numbers: Sequence[int], path: Path) -> None:
     if settings.on_bad_line != "quarantine":
         return
     with files.publish(path) as aside, open(aside, "wb") as file:
-        for folder in map(parts.find, range(number)):
+        for folder in map(parts.find, numbers):
             file.write((folder / REJECTED).read_bytes())
 
 

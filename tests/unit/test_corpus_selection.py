@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,3 +151,22 @@ def test_shards_make_the_bytes_of_one_process(model, tmp_path):
             assert one.read_bytes() == other.read_bytes()
     assert not any(path.is_dir() for path in tmp_path.iterdir())
     assert "nothing is left to do" in making.make_share(asked, tmp_path / "out", 0, 3)
+
+
+def test_shards_by_themselves_hold_every_document_once(model, tmp_path):
+    write(tmp_path / "a.jsonl", TEXTS)
+    asked = chosen(model, tmp_path / "a.jsonl", deduplicate=False)
+    making.preprocess(asked, tmp_path / "one")
+    names = [making.name_of_share(tmp_path / "out", shard, 2) for shard in range(2)]
+    made = [making.datasets_of_share(asked, name, shard, 2) for shard, name in enumerate(names)]
+    for name in PARTS:
+        whole, *shards = (IndexedReader(Path(f"{run}{name}_text_document")) for run in (tmp_path / "one", *names))
+        documents = [[reader[i].tolist() for i in range(len(reader))] for reader in (whole, *shards)]
+        assert min(map(len, documents)) > 0 and sorted(documents[0]) == sorted(documents[1] + documents[2])
+    assert [manifest.origin["shard"] for manifest, *_ in made] == ["0/2", "1/2"]
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+    assert making.datasets_of_share(asked, names[1], 1, 2) == made[1]
+    with pytest.raises(DataError, match="--shard = '500/501': the input has"):
+        making.datasets_of_share(asked, tmp_path / "none", 500, 501)
+    with pytest.raises(DataError, match="--deduplicate"):
+        making.datasets_of_share(chosen(model, tmp_path / "a.jsonl", deduplicate=True), names[0], 0, 2)
