@@ -7,8 +7,9 @@ in a text is encoded as text. The output does not depend on --workers. Killed, i
 again; a dataset that is already whole is left as it is. At the end it says what became of the documents.
 
 As a Slurm array each task has --shard $SLURM_ARRAY_TASK_ID/N, and one more job, when all are done, the same flags with
---merge; or with --separate each task makes datasets of its own share, to be trained on as a blend. A compressed file is read from its beginning by every task. De-duplication compares hashes of 16 bytes; it
-takes 41 bytes of disk a document and, whatever their number, about 120 MB of memory.
+--merge; or with --separate each task makes datasets of its own share, to be trained on as a blend. A compressed file is
+read from its beginning by every task. De-duplication compares hashes of 16 bytes; it takes 41 bytes of disk a document
+and, whatever their number, about 120 MB of memory.
 
 Examples:
     python data_tools/preprocess_corpus.py --input corpus/train.jsonl --output-prefix corpus/train \\

@@ -51,7 +51,8 @@ def origin_of(settings: Preprocessing, common: dict, output: Output) -> dict:
 
 def join(settings: Preprocessing, encoder: Encoder, common: dict, parts: Parts, chosen: list[Output],
          numbers: Sequence[int], total: Counts) -> list[Manifest]:
-    """Write the datasets of the stretches of these numbers, of which `total` was counted. Raises DataError if one would have no text at all."""
+    """Write the datasets of the stretches of these numbers, of which `total` was counted. Raises DataError if one would
+    have no text at all."""
     path = settings.inputs[0].path
     if not total.documents:
         raise DataError(f"{path}: is empty. Cure: give a file with one JSON object a line.")

@@ -56,8 +56,8 @@ def datasets_of_share(settings: Preprocessing, output_prefix: Path, shard: int, 
                       log_interval: int = 1000) -> list[Manifest]:
     """The datasets of one share by themselves, as `preprocess` writes those of all. Raises DataError."""
     if settings.deduplicate:
-        raise DataError(explain("--deduplicate", True, "compares all documents, and a shard by itself does not know the "
-                                "others.", "join the shards with --merge in place of --separate."))
+        raise DataError(explain("--deduplicate", True, "compares all documents, and a shard by itself does not know "
+                                "the others.", "join the shards with --merge in place of --separate."))
     job = _Job(settings, output_prefix, workers, log_interval)
     job.origin["shard"] = f"{shard}/{shards}"
     if present := job.present():
