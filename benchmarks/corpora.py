@@ -110,13 +110,15 @@ def run(tool: Path, source: Path, output: Path, kind: str, workers: int) -> Cost
     return cost
 
 
-def compare(peers: dict[str, Path], folder: Path, repeats: int, workers: int, kinds: Sequence[str]) -> None:
+def compare(peers: dict[str, Path], folder: Path, copies: int, repeats: int, workers: int,
+            kinds: Sequence[str]) -> None:
     """`peers`: for each kind of tokenizer the tool of Megatron-LM."""
     whole, tiny = folder / "whole.jsonl", folder / "tiny.jsonl"
     pinned_text.write(whole)
     pinned_text.write(tiny, 1)
     make_fast(folder / "fast")
     make_unigram(folder, whole)
+    whole.write_bytes(whole.read_bytes() * copies)
     megabytes = whole.stat().st_size / 1e6
     print(f"{megabytes:.1f} MB, {workers} workers, median of {repeats}; the load at the beginning: {os.getloadavg()}")
     print("| tokenizer | tool | MB/s | seconds | start | processor seconds | of the start | times theirs "
@@ -178,6 +180,8 @@ def main() -> int:
     parser.add_argument("--main", type=Path, help="working tree of its main branch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--copies", type=int, default=1, help="of the text, one after another, for tools that are "
+                                                              "done with one before they can be timed")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--memory", type=float, nargs="+", default=[], metavar="GB")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="a disk with room")
@@ -190,7 +194,7 @@ def main() -> int:
         if arguments.main is not None:
             tools[HUGGING_FACE] = arguments.main.resolve() / "tools/preprocess_data_fast.py"
         if tools:
-            compare(tools, folder, arguments.repeats, arguments.workers, arguments.kinds)
+            compare(tools, folder, arguments.copies, arguments.repeats, arguments.workers, arguments.kinds)
         memory(folder, arguments.memory, arguments.workers)
     finally:
         shutil.rmtree(folder)
