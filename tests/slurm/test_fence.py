@@ -54,7 +54,8 @@ def test_two_trainings_of_one_phase_at_once(tmp_path):
     for part in ("train", "validation"):
         plans.call("generate", *words, part)
     phase = run.phase("nca", 0, "nca")
-    plans.call("convert", "transfer", "--carry", "none", "--to", phase.initial, "--recipe", recipe, "--phase", "nca")
+    plans.call("convert", "transfer", "--carry", "none", "--to", phase.initial, "--recipe", recipe, "--phase", "nca",
+               "--seed", 0)
     train = [sys.executable, "-m", "megatron_nca", "train", str(recipe), "--phase", "nca", "--run-dir", str(run.path)]
     old = subprocess.Popen(train, cwd=plans.ROOT, stderr=subprocess.PIPE, text=True)
     plans.wait(lambda: plans.iteration(run.path) >= 50, 300, "training")
