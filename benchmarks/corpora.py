@@ -160,13 +160,27 @@ def memory(folder: Path, gigabytes: Sequence[float], workers: int) -> None:
         large.unlink()
         made, log = Path(f"{output}_text_document"), folder / "log"
         total = sum(Path(f"{made}.{ending}").stat().st_size for ending in ("bin", "idx"))
-        report(size, "verify", total, measure([sys.executable, tools / "verify_dataset.py", made], log))
-        merge = [sys.executable, tools / "merge_datasets.py", made, made, "--output-prefix", folder / "merged"]
-        report(size, "merge with itself", 2 * total, measure(merge, log))
         copy = f"cp {made}.bin {folder}/copy && sync {folder}/copy"
-        report(size, "cp and sync", total, measure(["sh", "-c", copy], log))
-        for left in [*folder.glob("merged*"), *folder.glob("large*"), folder / "copy"]:
+        merge = [sys.executable, tools / "merge_datasets.py", made, made, "--output-prefix", folder / "merged"]
+        for what, count, command in (
+                ("cp and sync", total, ["sh", "-c", copy]),
+                ("verify", total, [sys.executable, tools / "verify_dataset.py", made]),
+                ("merge with itself", 2 * total, merge)):
+            what += " (cold)" if forget() else " (warm)"
+            report(size, what, count, measure(command, log))
+            (folder / "copy").unlink(missing_ok=True)
+        for left in [*folder.glob("merged*"), *folder.glob("large*")]:
             left.unlink()
+
+
+def forget() -> bool:
+    """Whether the kernel could be asked to drop what it holds of files, so that they come from the disk again."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError:
+        return False
+    return True
 
 
 def report(size: float, what: str, total: int, cost: Cost) -> None:

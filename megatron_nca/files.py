@@ -168,6 +168,8 @@ class HashedFile(io.RawIOBase):
     The hash may be up to `lag` writes behind, whose data the caller then leaves as they are; 0: it may change them.
     """
 
+    _KEPT_LAG = 4
+
     def __init__(self, path: Path, lag: int = 0) -> None:
         self._lag, self._hashing = lag, deque()
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (closed with this)
@@ -178,6 +180,13 @@ class HashedFile(io.RawIOBase):
         return True
 
     def write(self, data: bytes | memoryview) -> int:
+        return self._write(data, self._lag)
+
+    def write_kept(self, data: bytes | memoryview) -> int:
+        """The same with data that stay as they are until the file is closed: the hash may lag whatever `lag` is."""
+        return self._write(data, self._KEPT_LAG)
+
+    def _write(self, data: bytes | memoryview, lag: int) -> int:
         view = memoryview(data).cast("B")
         self._hashing.append(self._thread.submit(self._digest.update, view))
         done = 0
@@ -185,7 +194,7 @@ class HashedFile(io.RawIOBase):
             while done < len(view):
                 done += self._file.write(view[done:])
         finally:
-            self._wait_for_hash(self._lag)
+            self._wait_for_hash(lag)
         self._bytes += done
         self._early.wrote(done)
         return done

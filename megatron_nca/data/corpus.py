@@ -147,6 +147,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: is empty. Cure: give a file with one JSON object a line.")
 
 
+def utf8_bytes(text: str) -> int:
+    """How long a text is in UTF-8. Raises UnicodeEncodeError for half of a surrogate pair."""
+    return len(text) if text.isascii() else len(text.encode())  # Python knows of a text whether it is ASCII
+
+
 class BadLine(DataError):
     """A line that holds no document; `kind` says in a few words why, for counting."""
 
@@ -192,7 +197,7 @@ def parse_line(path: Path, number: int, line: bytes, keys: list[str]) -> list[st
             raise BadLine("not text", f"{where}: the value of {key!r} is {what}, not text. "
                           "Cure: put text there.")
         try:
-            record[key].encode()
+            utf8_bytes(record[key])
         except UnicodeEncodeError as error:
             raise BadLine("half a surrogate pair", f"{where}: the text of {key!r} holds half of a surrogate pair "
                           f"({error.reason}). Cure: write the text as UTF-8.") from error

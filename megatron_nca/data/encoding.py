@@ -13,6 +13,7 @@ import numpy as np
 
 from megatron_nca import files
 from megatron_nca.data import gigatoken_encoder, selection, stretches
+from megatron_nca.data.corpus import utf8_bytes
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
 from megatron_nca.data.indexed import optimal_dtype
 from megatron_nca.data.parts import RECORD, REJECTED, Counts
@@ -129,12 +130,11 @@ def _batches(settings: Preprocessing, stretch: Stretch, counts: Counts,
                 raw = document.raw.decode("utf-8", "backslashreplace")
                 rejected.write(json.dumps({"reason": document.reason, "raw": raw}).encode() + b"\n")
             continue
-        texts = [text.encode() for text in document]
-        sizes = list(map(len, texts))
+        sizes = list(map(utf8_bytes, document))
         batch.documents.append(document)
         batch.sizes.append(sizes)
         if settings.needs_digests:
-            batch.digests.append(selection.digest(texts))
+            batch.digests.append(selection.digest([text.encode() for text in document]))
         batch.held += sum(sizes)
         if batch.held >= BATCH_BYTES:
             counts.text_bytes += batch.held

@@ -49,6 +49,11 @@ class Aside:
         self._file = io.BufferedWriter(self._hashed, CHUNK)
         self.write, self.flush = self._file.write, self._file.flush
 
+    def write_kept(self, data: np.ndarray) -> None:
+        """Bytes that stay as they are; the hash may lag behind."""
+        self.flush()
+        self._hashed.write_kept(data)
+
     def sync(self) -> FileRecord:
         self.flush()
         os.fsync(self._hashed.fileno())
@@ -120,21 +125,23 @@ class IndexedWriter:
             raise DataError(f"{self.prefix}: a document of shape {tokens.shape} was given. Cure: give one dimension.")
         self.add_documents(tokens[None])
 
-    def add_documents(self, tokens: np.ndarray) -> None:
-        """Append N documents of the same length, (N, length), in one write."""
+    def add_documents(self, tokens: np.ndarray, kept: bool = False) -> None:
+        """Append N documents of the same length, (N, length), in one write. `kept`: the caller leaves them as they
+        are."""
         tokens = np.asarray(tokens)
         self._check(tokens)
         block = np.ascontiguousarray(tokens, dtype=self.dtype)
         scored = slice(None) if self.trajectory is None else self.trajectory.scored_columns
         counts = ops.token_counts(block, scored, self.num_tokens)
         with self._translated("bin"):
-            self._bin.write(block.reshape(-1).view(np.uint8))
+            (self._bin.write_kept if kept else self._bin.write)(block.reshape(-1).view(np.uint8))
         self.histogram += counts
         self._lengths.extend(array("i", [tokens.shape[1]]) * tokens.shape[0])
         self.tokens += tokens.size
 
     def add_ragged(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Append documents of a corpus one after another in `tokens` (n,), whose lengths (int32) sum to n."""
+        """Append documents of a corpus one after another in `tokens` (n,), whose lengths (int32) sum to n. The caller
+        leaves them as they are."""
         if not len(lengths):
             return
         if int(lengths.sum(dtype=np.int64)) != len(tokens) or lengths.min() < 1:
@@ -144,7 +151,7 @@ class IndexedWriter:
         block = np.ascontiguousarray(tokens, dtype=self.dtype)
         self.histogram += ops.token_counts(block[None], slice(None), self.num_tokens)
         with self._translated("bin"):
-            self._bin.write(block.view(np.uint8))
+            self._bin.write_kept(block.view(np.uint8))
         self._lengths.frombytes(lengths.astype(np.int32, copy=False).tobytes())
         self.tokens += len(tokens)
 

@@ -9,7 +9,7 @@ from megatron_nca.data.indexed import IndexedReader, IndexedWriter
 from megatron_nca.data.manifest import Manifest, part
 from megatron_nca.errors import DataError, explain
 
-BLOCK_TOKENS = 1 << 24
+BLOCK_TOKENS = 1 << 20
 
 
 def merge(prefixes: Sequence[Path], output: Path) -> Manifest:
@@ -57,5 +57,5 @@ def _append(writer: IndexedWriter, reader: IndexedReader) -> None:
         if writer.trajectory is None:
             writer.add_ragged(tokens, lengths)
         else:
-            writer.add_documents(tokens.reshape(len(lengths), -1))
+            writer.add_documents(tokens.reshape(len(lengths), -1), kept=True)
         first = last
