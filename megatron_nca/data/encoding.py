@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -65,10 +63,8 @@ class Preprocessing:
 
     def origin(self) -> dict:
         """As in the manifests, without the key and what is only known afterwards; hashes every input."""
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing lets go of Python's lock
-            digests = list(threads.map(lambda each: files.sha256(each.path), self.inputs))
-        inputs = [{"name": each.path.name, "bytes": each.path.stat().st_size, "sha256": digest}
-                  for each, digest in zip(self.inputs, digests, strict=True)]
+        inputs = [{"name": each.path.name, "bytes": each.path.stat().st_size, "sha256": files.sha256(each.path)}
+                  for each in self.inputs]
         encoder = {"encoder": f"gigatoken {gigatoken_encoder.version()}"} if self.tokenizer.gigatoken else {}
         return {"inputs": inputs, "append_eod": self.append_eod, "on_bad_line": self.on_bad_line,
                 "longest_document": self.longest_document, "hold_out": dict(self.hold_out),

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from megatron_nca import files
 from megatron_nca.errors import DataError
 
 RECORD, REJECTED, TOTAL, IDENTITY = "record.json", "rejected.jsonl", "total.json", "identity.json"
+UNSIGNED = "unsigned"
+"""Stands in a new folder until it has an identity; what is beside it is lost with the process that made it."""
 
 
 @dataclass
@@ -38,13 +40,20 @@ class Counts:
 class Parts:
     """The encoded stretches that are there, in `folders`; this process writes into the first.
 
+    `identity`: what the parts are made from; it may take long to know, and a new folder is written into before.
     `shared`: with other processes at the same time. Then parts of other settings are an error (DataError); else they
     are removed, and so is what a killed process left.
     """
 
-    def __init__(self, folders: Sequence[Path], identity: dict, shared: bool = False) -> None:
+    def __init__(self, folders: Sequence[Path], identity: Callable[[], dict], shared: bool = False) -> None:
         self.folders = [Path(folder) for folder in folders]
-        text = json.dumps(identity, sort_keys=True).encode()
+        self._identity = identity
+        if not shared and not self.folders[0].exists():
+            self._signed = not files.create_folder(self.folders[0], {UNSIGNED: b""})
+            if not self._signed:
+                return
+        self._signed = True
+        text = self._text()
         for folder in self.folders:
             if not shared:
                 self._clean(folder, text)
@@ -52,8 +61,21 @@ class Parts:
                 raise DataError(f"{folder}: holds no parts of this dataset, but other files or parts made of another "
                                 "input, tokenizer or setting. Cure: choose another folder with --parts, or remove it.")
 
+    def _text(self) -> bytes:
+        return json.dumps(self._identity(), sort_keys=True).encode()
+
+    def sign(self) -> None:
+        """Once the identity is known: from now on the parts outlive this process."""
+        if not self._signed:
+            with files.publish(self.folders[0] / IDENTITY) as aside:
+                aside.write_bytes(self._text())
+            (self.folders[0] / UNSIGNED).unlink()
+            self._signed = True
+
     @staticmethod
     def _clean(folder: Path, identity: bytes) -> None:
+        if (folder / UNSIGNED).exists() and not (folder / IDENTITY).exists():
+            files.remove(folder)
         found = _content(folder / IDENTITY)
         if found is not None and found != identity:
             print(f"{folder}: were made from another input, tokenizer or setting; they are removed.", file=sys.stderr)
@@ -96,7 +118,7 @@ class Parts:
     def remove(self) -> None:
         """Remove the parts, and the folders if nothing else is in them."""
         for folder in self.folders:
-            for pattern in ("[0-9]*", ".*.tmp", TOTAL, IDENTITY):
+            for pattern in ("[0-9]*", ".*.tmp", TOTAL, IDENTITY, UNSIGNED):
                 for path in folder.glob(pattern):
                     files.remove(path)
             with contextlib.suppress(OSError):

@@ -6,8 +6,10 @@ bytes do not depend on the number of processes.
 """
 
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from megatron_nca import files
@@ -59,7 +61,7 @@ def datasets_of_share(settings: Preprocessing, output_prefix: Path, shard: int, 
         raise DataError(explain("--deduplicate", True, "compares all documents, and a shard by itself does not know "
                                 "the others.", "join the shards with --merge in place of --separate."))
     job = _Job(settings, output_prefix, workers, log_interval)
-    job.origin["shard"] = f"{shard}/{shards}"
+    job.shard = {"shard": f"{shard}/{shards}"}
     if present := job.present():
         return present
     size, parts = job.open_parts()
@@ -92,6 +94,21 @@ def merge(settings: Preprocessing, output_prefix: Path, folders: Sequence[Path] 
     return job.join(parts, range(len(counts)))
 
 
+class _Later:
+    """What a function returns, found by a thread that ends with the process."""
+
+    def __init__(self, function: Callable[[], dict]) -> None:
+        self._future = Future()
+        threading.Thread(target=self._find, args=(function,), daemon=True).start()
+        self.done, self.result = self._future.done, self._future.result
+
+    def _find(self, function: Callable[[], dict]) -> None:
+        try:
+            self._future.set_result(function())
+        except BaseException as error:  # for who asks
+            self._future.set_exception(error)
+
+
 class _Job:
     """One corpus on its way from the input to its datasets."""
 
@@ -102,11 +119,20 @@ class _Job:
         self.settings, self.output_prefix, self.workers = settings, output_prefix, workers
         self.encoder = load_encoder(settings)
         self.outputs = joining.outputs(settings, output_prefix)
-        self.origin = settings.origin()
+        self.shard: dict = {}
+        """Where it is of one shard alone, what the manifest says of it."""
+        self._origin = _Later(settings.origin)
         self.progress = Progress(log_interval)
+
+    @property
+    def origin(self) -> dict:
+        """All inputs have been read for it."""
+        return {**self._origin.result(), **self.shard}
 
     def present(self) -> list[Manifest]:
         """The manifests if all datasets are whole and made from the same."""
+        if not all(part(output.prefix, "json").exists() for output in self.outputs):
+            return []
         found = [_present(output, joining.origin_of(self.settings, self.origin, output)) for output in self.outputs]
         if not all(found):
             return []
@@ -118,7 +144,7 @@ class _Job:
         """Bytes of a stretch, and the parts."""
         size = stretches.size_of_stretches(self.settings.inputs)
         folders = folders or [Path(f"{self.output_prefix}.parts")]
-        return size, Parts(folders, self.settings.identity(self.origin, size), shared)
+        return size, Parts(folders, lambda: self.settings.identity(self.origin, size), shared)
 
     def encode(self, parts: Parts, size: int, shard: int = 0, shards: int = 1) -> int:
         """What lacks of the share of one of `shards`; returns how many stretches there are in all."""
@@ -133,6 +159,9 @@ class _Job:
 
         for counts in encode_all(self.settings, self.encoder, share(), parts, self.workers):
             self.progress.add(counts)
+            if self._origin.done():
+                parts.sign()
+        parts.sign()
         return total
 
     def join(self, parts: Parts, numbers: Sequence[int]) -> list[Manifest]:
@@ -148,8 +177,6 @@ class _Job:
 def _present(output: Output, origin: dict) -> Manifest | None:
     """The manifest of a dataset that is whole and was made from the same."""
     prefix = output.prefix
-    if not part(prefix, "json").exists():
-        return None
     try:
         manifest = Manifest.load(prefix)
     except DataError as error:

@@ -16,7 +16,7 @@ from megatron_nca.data.corpus import BadLine, parse_line
 from megatron_nca.data.tool import needed_for
 from megatron_nca.errors import DataError, explain
 
-SMALLEST, LARGEST, AIMED_AT = 4 << 20, 256 << 20, 1000
+SMALLEST, LARGEST, AIMED_AT = 8 << 20, 256 << 20, 1000
 """Bytes of input in a stretch, and how many stretches are aimed at between these."""
 LONGEST = 64 << 20
 """Bytes of a document, or of the line that holds it, above which it is bad: a tokenizer takes up to a hundred times as

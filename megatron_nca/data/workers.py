@@ -51,7 +51,7 @@ class _Crew:
         self._results: dict[int, Counts | DataError] = {}
         for _ in range(workers):
             here, there = context.Pipe()
-            process = context.Process(target=_work, args=(settings, parts, there), daemon=True)
+            process = context.Process(target=_work, args=(settings, there), daemon=True)
             process.start()
             there.close()
             self._workers.append(_Worker(process, here))
@@ -86,7 +86,7 @@ class _Crew:
             self._wait()
         free[0].number = stretch.number
         with self._death_is_told():
-            free[0].pipe.send(stretch)
+            free[0].pipe.send((stretch, self._parts.new(stretch.number)))
 
     def _wait(self) -> None:
         """For a result of any worker."""
@@ -113,14 +113,14 @@ class _Crew:
             worker.process.join()
 
 
-def _work(settings: Preprocessing, parts: Parts, pipe: Connection) -> None:
-    """A worker process: stretches in, counts or a user's error out, until the other end is closed."""
+def _work(settings: Preprocessing, pipe: Connection) -> None:
+    """A worker process: stretches and their folders in, counts or a user's error out, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     encoder = load_encoder(settings)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            stretch = pipe.recv()
+            stretch, folder = pipe.recv()
             try:
-                pipe.send(encode_stretch(settings, encoder, stretch, parts.new(stretch.number)))
+                pipe.send(encode_stretch(settings, encoder, stretch, folder))
             except DataError as error:
                 pipe.send(error)

@@ -169,10 +169,29 @@ def test_a_run_goes_on_with_the_parts_that_are_there(arguments, tmp_path, monkey
 
 
 def test_parts_of_other_settings_are_not_used(arguments, tmp_path, capsys):
-    Parts([tmp_path / "out.parts"], {"other": 1})
+    Parts([tmp_path / "out.parts"], lambda: {"other": 1}).sign()
     (tmp_path / "out.parts/000000").mkdir()
     preprocess(arguments, tmp_path / "out")
     assert "they are removed" in capsys.readouterr().err
+
+
+def test_parts_last_once_it_is_known_what_they_are_of(tmp_path):
+    def folder_of_a_part(new):
+        (new.new(0)).mkdir()
+        return new.find(0)
+
+    parts = Parts([tmp_path / "parts"], lambda: pytest.fail("it is not known yet"))
+    assert folder_of_a_part(parts)
+    again = Parts([tmp_path / "parts"], lambda: {"of": 1})
+    assert again.find(0) is None, "the first process had not known it when it ended"
+    assert folder_of_a_part(again)
+    new = Parts([tmp_path / "others"], lambda: {"of": 1})
+    assert folder_of_a_part(new)
+    new.sign()
+    for parts in (Parts([tmp_path / name], lambda: {"of": 1}) for name in ("parts", "others")):
+        assert parts.find(0)
+        parts.remove()
+    assert not list(tmp_path.iterdir())
 
 
 def same_bytes(one, other):
