@@ -74,9 +74,15 @@ class Preprocessing:
 def encode_stretch(settings: Preprocessing, encoder: Encoder, stretch: Stretch, folder: Path) -> Counts:
     """Write the tokens of a stretch into `folder`, whole or not at all. Raises DataError for a bad line, or an id that
     the tokenizer should not have."""
+    with files.publish(folder) as aside:
+        return write_stretch(settings, encoder, stretch, aside)
+
+
+def write_stretch(settings: Preprocessing, encoder: Encoder, stretch: Stretch, aside: Path) -> Counts:
+    """The same into a new folder that the caller publishes."""
     counts = Counts()
     dtype, keys = optimal_dtype(encoder.vocab_size), range(len(settings.json_keys))
-    with files.publish(folder) as aside, contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as opened:
         aside.mkdir(parents=True)
 
         def opens(name: str) -> BinaryIO:

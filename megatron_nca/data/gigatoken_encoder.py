@@ -58,7 +58,8 @@ def load(path: Path, slow: Callable[[list[str]], Sequence[Sequence[int]]]) -> Ca
         return encode_and_check(texts, chosen)
 
     def encode_and_check(texts: list[str], chosen: list[str]) -> Ragged:
-        found = fast.encode_batch([*texts, *chosen]).layout  # in one call, which costs a millisecond
+        # In one call, which costs half a millisecond, and as bytes: str takes half as long again.
+        found = fast.encode_batch([text.encode() for text in (*texts, *chosen)]).layout
         offsets, tokens = np.asarray(found.offsets.data), np.asarray(found.content.data).view(np.int32)
         for number, (text, wanted) in enumerate(zip(chosen, slow(chosen), strict=True), len(texts)):
             if tokens[offsets[number] : offsets[number + 1]].tolist() != list(wanted):

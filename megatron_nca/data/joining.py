@@ -1,7 +1,6 @@
 """The datasets of a corpus from its encoded stretches: documents chosen, each into its part, all in their order."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from megatron_nca.data.encoders import Encoder
 from megatron_nca.data.encoding import DIGESTS, Preprocessing
 from megatron_nca.data.indexed import IndexedWriter, optimal_dtype
 from megatron_nca.data.manifest import Manifest
-from megatron_nca.data.parts import Counts, Parts
+from megatron_nca.data.parts import Counts
 from megatron_nca.errors import DataError, explain
 
 
@@ -49,33 +48,58 @@ def origin_of(settings: Preprocessing, common: dict, output: Output) -> dict:
     return {**common, "json_key": settings.json_keys[output.key], "part": part}
 
 
-def join(settings: Preprocessing, encoder: Encoder, common: dict, parts: Parts, chosen: list[Output],
-         numbers: Sequence[int], total: Counts) -> list[Manifest]:
-    """Write the datasets of the stretches of these numbers, of which `total` was counted. Raises DataError if one would
-    have no text at all."""
-    path = settings.inputs[0].path
-    if not total.documents:
-        raise DataError(f"{path}: is empty. Cure: give a file with one JSON object a line.")
-    folders = [parts.find(number) for number in numbers]
-    with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(IndexedWriter(output.prefix, encoder.vocab_size)) for output in chosen]
-        with _kept(settings, folders, parts) as kept:
-            for folder, keep in zip(folders, kept, strict=True):
-                _add(settings, folder, keep, list(zip(chosen, writers, strict=True)), encoder)
-        for output, writer in zip(chosen, writers, strict=True):
+class Joining:
+    """The datasets of a corpus while they are put together, from its stretches in their order.
+
+        with Joining(settings, encoder, outputs) as joining:
+            joining.add(folder)                    # of each stretch
+            manifests = joining.finish(origin, total)
+
+    Raises DataError; nothing appears before `finish`.
+    """
+
+    def __init__(self, settings: Preprocessing, encoder: Encoder, chosen: list[Output]) -> None:
+        self._settings, self._encoder, self._outputs = settings, encoder, chosen
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Joining":
+        self._writers = [self._stack.enter_context(IndexedWriter(output.prefix, self._encoder.vocab_size))
+                         for output in self._outputs]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, folder: Path, first: np.ndarray | None = None) -> None:
+        """One more stretch; `first`: whether each document is the first with its texts, None: all count as such."""
+        _add(self._settings, folder, first, list(zip(self._outputs, self._writers, strict=True)), self._encoder)
+
+    def add_first_ones(self, folders: list[Path], scratch: Path) -> None:
+        """All stretches; of documents with equal texts the first."""
+        paths = [folder / DIGESTS for folder in folders]
+        ends = np.cumsum([path.stat().st_size // selection.DIGEST_BYTES for path in paths])
+        with selection.first_ones(paths, scratch) as first:
+            for folder, start, end in zip(folders, [0, *ends[:-1]], ends, strict=True):
+                self.add(folder, first[start:end])
+
+    def finish(self, common: dict, total: Counts) -> list[Manifest]:
+        """Publish them; `total` was counted of all stretches. Raises DataError if one would have no text at all."""
+        if not total.documents:
+            path = self._settings.inputs[0].path
+            raise DataError(f"{path}: is empty. Cure: give a file with one JSON object a line.")
+        for output, writer in zip(self._outputs, self._writers, strict=True):
             if not writer.documents:
-                raise DataError(_nothing(settings, output, total))
-        manifests = []
-        for output, writer in zip(chosen, writers, strict=True):
-            unknown = 0 if encoder.unknown is None else int(writer.histogram[encoder.unknown])
-            said = {"lines": total.documents, "left_out_lines": sum(total.bad.values()),
-                    "left_out_by_reason": dict(sorted(total.bad.items())), "empty_documents": output.empty,
-                    "duplicate_documents": output.duplicates, "text_bytes": output.text_bytes,
-                    "unknown_tokens": unknown}
-            fields = {"kind": "corpus", "vocab_size": encoder.vocab_size,
-                      "origin": {**origin_of(settings, common, output), **said}}
-            manifests.append(writer.finish(fields))
-    return manifests
+                raise DataError(_nothing(self._settings, output, total))
+        return [writer.finish({"kind": "corpus", "vocab_size": self._encoder.vocab_size,
+                               "origin": self._origin(common, total, output, writer)})
+                for output, writer in zip(self._outputs, self._writers, strict=True)]
+
+    def _origin(self, common: dict, total: Counts, output: Output, writer: IndexedWriter) -> dict:
+        unknown = 0 if self._encoder.unknown is None else int(writer.histogram[self._encoder.unknown])
+        return {**origin_of(self._settings, common, output),
+                "lines": total.documents, "left_out_lines": sum(total.bad.values()),
+                "left_out_by_reason": dict(sorted(total.bad.items())), "empty_documents": output.empty,
+                "duplicate_documents": output.duplicates, "text_bytes": output.text_bytes, "unknown_tokens": unknown}
 
 
 def _nothing(settings: Preprocessing, output: Output, total: Counts) -> str:
@@ -85,18 +109,6 @@ def _nothing(settings: Preprocessing, output: Output, total: Counts) -> str:
                        "give more text or a larger share.")
     key = settings.json_keys[output.key]
     return f"{settings.inputs[0].path}: every text of {key!r} is empty. Cure: name another with --json-keys."
-
-
-@contextlib.contextmanager
-def _kept(settings: Preprocessing, folders: list[Path], parts: Parts) -> Iterator[Iterator[np.ndarray | None]]:
-    """Yield of each stretch whether each document is the first with its texts; None: all count as such."""
-    if not settings.deduplicate:
-        yield iter([None] * len(folders))
-        return
-    paths = [folder / DIGESTS for folder in folders]
-    ends = np.cumsum([path.stat().st_size // selection.DIGEST_BYTES for path in paths])
-    with selection.first_ones(paths, parts.folders[0] / ".duplicates.tmp") as first:
-        yield (first[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True))
 
 
 def _add(settings: Preprocessing, folder: Path, first: np.ndarray | None,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,9 +119,9 @@ class Parts:
     def remove(self) -> None:
         """Remove the parts, and the folders if nothing else is in them."""
         for folder in self.folders:
-            for pattern in ("[0-9]*", ".*.tmp", TOTAL, IDENTITY, UNSIGNED):
-                for path in folder.glob(pattern):
-                    files.remove(path)
+            patterns = ("[0-9]*", ".*.tmp", TOTAL, IDENTITY, UNSIGNED)
+            with ThreadPoolExecutor(4) as threads:  # what is cached of a file takes the kernel time to give up
+                list(threads.map(files.remove, [path for pattern in patterns for path in folder.glob(pattern)]))
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

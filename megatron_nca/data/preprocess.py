@@ -8,14 +8,14 @@ bytes do not depend on the number of processes.
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from megatron_nca import files
 from megatron_nca.data import joining, stretches
 from megatron_nca.data.encoding import Preprocessing, load_encoder
-from megatron_nca.data.joining import Output
+from megatron_nca.data.joining import Joining, Output
 from megatron_nca.data.manifest import Manifest, part
 from megatron_nca.data.parts import REJECTED, Counts, Parts
 from megatron_nca.data.stretches import Stretch
@@ -35,8 +35,7 @@ def preprocess(settings: Preprocessing, output_prefix: Path, workers: int = 1,
     job = _Job(settings, output_prefix, workers, log_interval)
     if present := job.present():
         return present
-    size, parts = job.open_parts()
-    return job.join(parts, range(job.encode(parts, size)))
+    return job.make()
 
 
 def make_share(settings: Preprocessing, output_prefix: Path, shard: int, shards: int, folders: Sequence[Path] = (),
@@ -48,10 +47,10 @@ def make_share(settings: Preprocessing, output_prefix: Path, shard: int, shards:
     if job.present():
         return f"{output_prefix}: nothing is left to do"
     size, parts = job.open_parts(folders, shared=True)
-    total = job.encode(parts, size, shard, shards)
-    parts.note_total(total)
+    made = list(job.encode(parts, size, shard, shards))
+    parts.note_total(job.total_stretches)
     job.progress.end()
-    return f"{parts.folders[0]}: shard {shard}/{shards}: {job.progress.stretches} of {total} stretches are there"
+    return f"{parts.folders[0]}: shard {shard}/{shards}: {len(made)} of {job.total_stretches} stretches are there"
 
 
 def datasets_of_share(settings: Preprocessing, output_prefix: Path, shard: int, shards: int, workers: int = 1,
@@ -64,13 +63,7 @@ def datasets_of_share(settings: Preprocessing, output_prefix: Path, shard: int, 
     job.shard = {"shard": f"{shard}/{shards}"}
     if present := job.present():
         return present
-    size, parts = job.open_parts()
-    total = job.encode(parts, size, shard, shards)
-    if shard >= total:
-        parts.remove()
-        raise DataError(explain("--shard", f"{shard}/{shards}", f"the input has {total} stretches, so this shard would "
-                                "be empty.", "ask for fewer shards."))
-    return job.join(parts, range(shard, total, shards))
+    return job.make(shard, shards)
 
 
 def name_of_share(output_prefix: Path, shard: int, shards: int) -> Path:
@@ -122,7 +115,7 @@ class _Job:
         self.shard: dict = {}
         """Where it is of one shard alone, what the manifest says of it."""
         self._origin = _Later(settings.origin)
-        self.progress = Progress(log_interval)
+        self.progress, self.total_stretches = Progress(log_interval), 0
 
     @property
     def origin(self) -> dict:
@@ -146,29 +139,48 @@ class _Job:
         folders = folders or [Path(f"{self.output_prefix}.parts")]
         return size, Parts(folders, lambda: self.settings.identity(self.origin, size), shared)
 
-    def encode(self, parts: Parts, size: int, shard: int = 0, shards: int = 1) -> int:
-        """What lacks of the share of one of `shards`; returns how many stretches there are in all."""
-        total = 0
+    def make(self, shard: int = 0, shards: int = 1) -> list[Manifest]:
+        """The datasets of the share of one of `shards`. Raises DataError."""
+        size, parts = self.open_parts()
 
-        def share() -> Iterator[Stretch]:
-            nonlocal total
-            for stretch in stretches.cut(self.settings.inputs, size, self.settings.longest_document):
-                total += 1
-                if stretch.number % shards == shard:
-                    yield stretch
+        def numbers() -> Iterator[int]:
+            yield from self.encode(parts, size, shard, shards)
+            if shard >= self.total_stretches > 0:
+                parts.remove()
+                raise DataError(explain("--shard", f"{shard}/{shards}", f"the input has {self.total_stretches} "
+                                        "stretches, so this shard would be empty.", "ask for fewer shards."))
 
-        for counts in encode_all(self.settings, self.encoder, share(), parts, self.workers):
+        return self.join(parts, numbers())
+
+    def encode(self, parts: Parts, size: int, shard: int = 0, shards: int = 1) -> Iterator[int]:
+        """Encode what lacks of the share of one of `shards`; yields the numbers of its stretches when they are there,
+        in order."""
+        for number, counts in encode_all(self.settings, self.encoder, self._share(size, shard, shards), parts,
+                                         self.workers):
             self.progress.add(counts)
             if self._origin.done():
                 parts.sign()
+            yield number
         parts.sign()
-        return total
 
-    def join(self, parts: Parts, numbers: Sequence[int]) -> list[Manifest]:
-        """The datasets of these stretches; removes the parts."""
-        manifests = joining.join(self.settings, self.encoder, self.origin, parts, self.outputs, numbers,
-                                 self.progress.total)
-        _keep_rejected(self.settings, parts, numbers, Path(f"{self.output_prefix}_rejected.jsonl"))
+    def _share(self, size: int, shard: int, shards: int) -> Iterator[Stretch]:
+        for stretch in stretches.cut(self.settings.inputs, size, self.settings.longest_document):
+            self.total_stretches += 1
+            if stretch.number % shards == shard:
+                yield stretch
+
+    def join(self, parts: Parts, numbers: Iterable[int]) -> list[Manifest]:
+        """The datasets of these stretches, each added when it comes; removes the parts."""
+        joined = []
+        with Joining(self.settings, self.encoder, self.outputs) as joining:
+            for number in numbers:
+                joined.append(number)
+                if not self.settings.deduplicate:
+                    joining.add(parts.find(number))
+            if self.settings.deduplicate:
+                joining.add_first_ones(list(map(parts.find, joined)), parts.folders[0] / ".duplicates.tmp")
+            manifests = joining.finish(self.origin, self.progress.total)
+        _keep_rejected(self.settings, parts, joined, Path(f"{self.output_prefix}_rejected.jsonl"))
         parts.remove()
         self.progress.end()
         return manifests
@@ -201,13 +213,12 @@ class Progress:
 
     def __init__(self, interval: int) -> None:
         self.interval = interval
-        self.total, self.stretches = Counts(), 0
+        self.total = Counts()
         self._start = time.monotonic()
 
     def add(self, counts: Counts) -> None:
         before = self.total.documents
         self.total += counts
-        self.stretches += 1
         if before // self.interval != self.total.documents // self.interval:
             self._print("")
 

@@ -2,29 +2,37 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from megatron_nca import files
 from megatron_nca.data.encoders import Encoder
-from megatron_nca.data.encoding import Preprocessing, encode_stretch, load_encoder
+from megatron_nca.data.encoding import Preprocessing, encode_stretch, load_encoder, write_stretch
 from megatron_nca.data.parts import Counts, Parts
 from megatron_nca.data.stretches import Stretch
 from megatron_nca.errors import DataError
 
+AHEAD = 2
+"""Stretches that a process holds: one that it encodes, and one that goes to the disk or that it begins with next."""
+
 
 def encode_all(settings: Preprocessing, encoder: Encoder, cuts: Iterable[Stretch], parts: Parts,
-               workers: int) -> Iterator[Counts]:
-    """Encode those stretches that `parts` lacks; yields the counts of every one in their order.
+               workers: int) -> Iterator[tuple[int, Counts]]:
+    """Encode those stretches that `parts` lacks; yields number and counts of every one in their order.
 
     Raises DataError: the one of the earliest stretch that has one, or that a process died.
     """
     if workers == 1:
         for stretch in cuts:
-            yield parts.counts(stretch.number) or encode_stretch(settings, encoder, stretch, parts.new(stretch.number))
+            found = parts.counts(stretch.number)
+            yield stretch.number, found or encode_stretch(settings, encoder, stretch, parts.new(stretch.number))
         return
     crew = _Crew(settings, parts, workers)
     try:
@@ -37,8 +45,8 @@ def encode_all(settings: Preprocessing, encoder: Encoder, cuts: Iterable[Stretch
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    number: int | None = None
-    """Of the stretch at work."""
+    held: int = 0
+    """Stretches that it has and has not answered for."""
 
 
 class _Crew:
@@ -56,7 +64,7 @@ class _Crew:
             there.close()
             self._workers.append(_Worker(process, here))
 
-    def work(self, cuts: Iterable[Stretch]) -> Iterator[Counts]:
+    def work(self, cuts: Iterable[Stretch]) -> Iterator[tuple[int, Counts]]:
         due, failed = deque(), False
         for stretch in cuts:
             due.append(stretch.number)
@@ -70,31 +78,31 @@ class _Crew:
                 break
             while due and due[0] in self._results:
                 yield self._take(due.popleft())
-        while any(worker.number is not None for worker in self._workers):
+        while any(worker.held for worker in self._workers):
             self._wait()
         while due and due[0] in self._results:
             yield self._take(due.popleft())
 
-    def _take(self, number: int) -> Counts:
+    def _take(self, number: int) -> tuple[int, Counts]:
         result = self._results.pop(number)
         if isinstance(result, DataError):
             raise result
-        return result
+        return number, result
 
     def _hand_out(self, stretch: Stretch) -> None:
-        while not (free := [worker for worker in self._workers if worker.number is None]):
+        while (least := min(self._workers, key=lambda worker: worker.held)).held >= AHEAD:
             self._wait()
-        free[0].number = stretch.number
+        least.held += 1
         with self._death_is_told():
-            free[0].pipe.send((stretch, self._parts.new(stretch.number)))
+            least.pipe.send((stretch, self._parts.new(stretch.number)))
 
     def _wait(self) -> None:
         """For a result of any worker."""
-        busy = {worker.pipe: worker for worker in self._workers if worker.number is not None}
+        busy = {worker.pipe: worker for worker in self._workers if worker.held}
         for pipe in wait(list(busy)):
             with self._death_is_told():
-                self._results[busy[pipe].number] = pipe.recv()
-            busy[pipe].number = None
+                number, self._results[number] = pipe.recv()
+            busy[pipe].held -= 1
 
     @contextlib.contextmanager
     def _death_is_told(self) -> Iterator[None]:
@@ -114,13 +122,30 @@ class _Crew:
 
 
 def _work(settings: Preprocessing, pipe: Connection) -> None:
-    """A worker process: stretches and their folders in, counts or a user's error out, until the other end is closed."""
+    """A worker process: stretches and their folders in, numbers with counts or a user's error out, until the other end
+    is closed. One stretch goes to the disk while the next is encoded."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     encoder = load_encoder(settings)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, BrokenPipeError), ThreadPoolExecutor(1) as thread:
         while True:
             stretch, folder = pipe.recv()
+            written = contextlib.ExitStack()
             try:
-                pipe.send(encode_stretch(settings, encoder, stretch, folder))
+                with written:
+                    counts = write_stretch(settings, encoder, stretch, written.enter_context(files.publish(folder)))
+                    thread.submit(_publish, written.pop_all(), pipe, stretch.number, counts)
             except DataError as error:
-                pipe.send(error)
+                thread.submit(pipe.send, (stretch.number, error))
+
+
+def _publish(written: contextlib.ExitStack, pipe: Connection, number: int, counts: Counts) -> None:
+    try:
+        try:
+            written.close()
+            pipe.send((number, counts))
+        except DataError as error:
+            pipe.send((number, error))
+    except BaseException as error:  # nobody asks for a thread's error, and the parent would wait for ever
+        if not isinstance(error, BrokenPipeError):
+            traceback.print_exc()
+        os._exit(1)
