@@ -122,7 +122,7 @@ def names(folder):
 def test_a_killed_worker_ends_the_run_and_the_next_goes_on(corpus, tmp_path, after_a_part):
     (tmp_path / "tokenizer.model").write_bytes((corpus / "tokenizer.model").read_bytes())
     line = json.dumps({"text": "x = [1, 2, 3]\n" * 20_000}) + "\n"
-    (tmp_path / "train.jsonl").write_text(line * 60)
+    (tmp_path / "train.jsonl").write_text(line * 600)
     process = start("preprocess_corpus", *flags(tmp_path, "train", 2))
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not ((workers := spawned(process.pid)) and (
@@ -134,7 +134,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_goes_on(corpus, tmp_path, aft
     assert names(tmp_path) == ["tokenizer.model", "train.jsonl", "train.parts"]
     if after_a_part:
         out, _ = call("preprocess_corpus", *flags(tmp_path, "train", 2))
-        assert "60 documents" in out and "train.parts" not in names(tmp_path)
+        assert "600 documents" in out and "train.parts" not in names(tmp_path)
 
 
 def spawned(pid):
