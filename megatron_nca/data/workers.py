@@ -129,6 +129,8 @@ def _work(settings: Preprocessing, pipe: Connection) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError), ThreadPoolExecutor(1) as thread:
         while True:
             stretch, folder = pipe.recv()
+            if _orphaned():
+                return
             written = contextlib.ExitStack()
             try:
                 with written:
@@ -138,8 +140,16 @@ def _work(settings: Preprocessing, pipe: Connection) -> None:
                 thread.submit(pipe.send, (stretch.number, error))
 
 
+def _orphaned() -> bool:
+    """The parent was killed alone. Another run may have made all by now, and removed the folder of parts: what comes
+    later must not stand there again."""
+    return not multiprocessing.parent_process().is_alive()
+
+
 def _publish(written: contextlib.ExitStack, pipe: Connection, number: int, counts: Counts) -> None:
     try:
+        if _orphaned():
+            os._exit(1)
         try:
             written.close()
             pipe.send((number, counts))
