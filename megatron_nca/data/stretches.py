@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from megatron_nca.data.corpus import BadLine, parse_line
+from megatron_nca.data.corpus import BadLine, parse_line, utf8_bytes
 from megatron_nca.data.tool import needed_for
 from megatron_nca.errors import DataError, explain
 
@@ -230,8 +230,8 @@ def documents(stretch: Stretch, keys: Sequence[str], longest: int = LONGEST) -> 
 
 
 def _bad_for_length(what: str, longest: int, content: bytes) -> Bad:
-    return Bad("too long", f"{what} is longer than {longest:,} bytes. Cure: a larger --longest-document, which takes "
-               "more memory, or leave it out by --on-bad-line skip.", content[:1000])
+    return Bad("too long", f"{what} is longer than {longest:,} bytes. Cure: take it out. preprocess_corpus.py has "
+               "--longest-document for more, which takes more memory, and --on-bad-line skip.", content[:1000])
 
 
 def _lines(stretch: Stretch, longest: int) -> Iterator[tuple["_Place", bytes]]:
@@ -310,7 +310,7 @@ def _rows(stretch: Stretch, keys: Sequence[str], longest: int) -> Iterator[list[
             place = f"{path}: row {row} of group {group}"
             if missing:
                 yield Bad("a key is missing", f"{place} has no {missing[0]!r}.", b"")
-            elif max(map(len, texts)) > longest:
+            elif max(map(utf8_bytes, texts)) > longest:
                 yield _bad_for_length(place, longest, b"")
             else:
                 yield list(texts)

@@ -25,7 +25,7 @@ ALPHABET = " \n\t\r\u00a0ab'sTLl12_\u00e9\u4e2d\U0001f600\u0301.<|end|>+"
 TEXTS = st.lists(st.one_of(st.text(ALPHABET, max_size=80), st.text(max_size=40)), max_size=5)
 
 
-def save(folder, pattern=GPT2, normalizer=None, **more):
+def save(folder, pattern=GPT2, normalizer=None):
     """A trained byte-level BPE with a special token, and one that is not special."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 

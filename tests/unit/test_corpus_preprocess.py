@@ -168,6 +168,15 @@ def test_a_run_goes_on_with_the_parts_that_are_there(arguments, tmp_path, monkey
     assert not (tmp_path / "out.parts").exists()
 
 
+def test_a_dataset_of_other_settings_is_not_replaced_in_silence(arguments, tmp_path, capsys):
+    asked = dataclasses.replace(arguments, json_keys=("text", "title"))
+    preprocess(asked, tmp_path / "out")
+    part(tmp_path / "out_text_document", "json").unlink()
+    preprocess(dataclasses.replace(asked, append_eod=False), tmp_path / "out")
+    assert f"{tmp_path}/out_title_document: was made from another input, tokenizer or setting; it is replaced" in (
+        capsys.readouterr().err)
+
+
 def test_parts_of_other_settings_are_not_used(arguments, tmp_path, capsys):
     Parts([tmp_path / "out.parts"], lambda: {"other": 1}).sign()
     (tmp_path / "out.parts/000000").mkdir()
@@ -290,13 +299,14 @@ def test_stretches_hold_every_line_once_and_name_those_that_are_too_long(tmp_pat
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet"])
 def test_a_document_that_is_too_long_is_a_bad_line(arguments, tmp_path, kind):
-    path, texts = tmp_path / f"a.{kind}", ["x" * 10, "y" * 100]
+    path, texts = tmp_path / f"a.{kind}", ["x" * 10, "\u00e9" * 40]  # fewer letters than bytes
     if kind == "parquet":
         parquet.write_table(pyarrow.table({"text": texts}), path)
     else:
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) if kind == "jsonl" else texts[1])
+        path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+                        if kind == "jsonl" else texts[1], encoding="utf-8")
     settings = settings_of(path, arguments.tokenizer.model, longest_document=60)
-    with pytest.raises(DataError, match=r"is longer than 60 bytes\. Cure: a larger --longest-document"):
+    with pytest.raises(DataError, match=r"is longer than 60 bytes\. Cure: take it out\. .* has --longest-document"):
         preprocess(settings, tmp_path / "out")
     if kind != "txt":
         manifest = preprocess(dataclasses.replace(settings, on_bad_line="skip"), tmp_path / "out")[0]
