@@ -1,5 +1,7 @@
 """The demo recipe as one chain over two nodes. Long: its four trainings take ten minutes there and ten here."""
 
+import re
+
 import plans
 import pytest
 import yaml
@@ -17,9 +19,8 @@ def test_the_demo_recipe_ends_with_the_losses_of_a_run_here(slurm, tmp_path):
     run = slurm.submit(tmp_path, values, cluster)
     log = slurm.finish(run, 3600)
     assert (run / "report" / "report.md").is_file(), log
-    for arm, phase in TRAININGS:
-        begun = next(line for line in log.splitlines() if f"-{arm}.{phase}: attempt 1 begins" in line)
-        assert "on n[" in begun, f"two nodes of two ranks each: {begun}"
+    begun = [line for line in log.splitlines() if re.search(r"-(scratch|nca|attention)\.\w+: attempt 1 begins", line)]
+    assert len(begun) == len(TRAININGS) and all("on n[" in line for line in begun), "two nodes of two ranks each"
     plans.call("run", run / "recipe.yaml", "--run-dir", tmp_path / "here", timeout=3600)
     for arm, phase in TRAININGS:
         lines = plans.metrics(run, phase, arm)
