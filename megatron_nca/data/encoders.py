@@ -112,8 +112,11 @@ def _sentencepiece(chosen: TokenizerFiles) -> Encoder:
     processor = tokenizer.load(chosen.model)
     end, unknown = processor.eos_id(), processor.unk_id()
 
+    def encode(texts: list[str]) -> Ragged:  # arrays and one by one: lists, and its threads, cost half as much again
+        return Ragged.joined([processor.encode(text, out_type="numpy") for text in texts])
+
     return Encoder(processor.get_piece_size(), end if end >= 0 else None, unknown if unknown >= 0 else None,
-                   _by_words(chosen.model) or _ragged(processor.encode))
+                   _by_words(chosen.model) or encode)
 
 
 def _ragged(encode: Lists) -> Callable[[list[str]], Ragged]:

@@ -21,6 +21,12 @@ class Ragged:
         count = int(lengths.sum(dtype=np.int64))
         return cls(np.fromiter(itertools.chain.from_iterable(lists), np.int32, count), lengths)
 
+    @classmethod
+    def joined(cls, texts: Sequence[np.ndarray]) -> "Ragged":
+        """Of one array of int32 for each text."""
+        tokens = np.concatenate(texts) if texts else np.zeros(0, np.int32)
+        return cls(tokens, np.fromiter(map(len, texts), np.int32, len(texts)))
+
     def tolist(self) -> list[list[int]]:
         """The ids of each text."""
         flat, ends = self.tokens.tolist(), np.cumsum(self.lengths, dtype=np.int64).tolist()

@@ -86,6 +86,24 @@ def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
         assert not by_words(**{**exact, **other}), other
 
 
+@pytest.mark.parametrize("options", [{"model_type": "unigram"}, {"model_type": "bpe", "byte_fallback": True}])
+def test_what_may_not_be_remembered_is_encoded_by_sentencepiece(model, tmp_path, options):
+    """With its default normaliser, so that some texts have no tokens."""
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(model.with_name("a.jsonl")), model_prefix=str(tmp_path / "m"), minloglevel=2,
+        vocab_size=310 if "byte_fallback" in options else 50, **options)
+    encode = TokenizerFiles(type=SENTENCEPIECE, model=tmp_path / "m.model").load().encode
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    assert encode(["  ", TEXT, " "]).tolist() == [[], processor.encode(TEXT), []]
+
+    @settings(max_examples=200, deadline=None)
+    @given(texts=st.lists(TEXTS, max_size=5))
+    def agree(texts):
+        assert encode(texts).tolist() == processor.encode(texts)
+
+    agree()
+
+
 def test_a_text_is_cut_where_no_piece_crosses():
     def words(pieces, text):
         return ops.WordMemory(encoders._kinds_of(pieces), gpt2=False, most_words=9, longest=9).cut([text])
