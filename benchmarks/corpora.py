@@ -10,8 +10,9 @@ and needs gigatoken and typing.override of Python 3.12). Both tools read the sam
 the first line alone, is subtracted from each. --memory: GB of that text repeated on the disk in --folder; merge and
 verify run on the result beside `cp`.
 
-Tokenizers: "sentencepiece" is a BPE model whose words we remember; "unigram" one of sentencepiece's default kind
-(trained on the spot), which both tools leave to sentencepiece's own encoder.
+Tokenizers: "sentencepiece" is a BPE model that keeps a text's layout, "BPE" and "unigram" are trained on the spot with
+sentencepiece's defaults for all else. We remember the words of the first two; the third both tools leave to
+sentencepiece's own encoder.
 """
 
 import argparse
@@ -35,7 +36,9 @@ import pinned_text  # noqa: E402 - what the tests have frozen the bytes of
 GOLDEN = ROOT / "tests/golden/tokenizers"
 GPT2 = ["--vocab-file", GOLDEN / "vocab.json", "--merge-file", GOLDEN / "merges.txt"]
 HUGGING_FACE = "Hugging Face"
-KINDS = ("sentencepiece", "unigram", "GPT-2 BPE", HUGGING_FACE)
+TRAINED = {"BPE": "bpe", "unigram": "unigram"}
+"""Kinds whose model is trained here, and sentencepiece's names for them."""
+KINDS = ("sentencepiece", *TRAINED, "GPT-2 BPE", HUGGING_FACE)
 
 
 @dataclass
@@ -66,22 +69,22 @@ def measure(command: Sequence[object], log: Path, root: Path = ROOT) -> Cost:
 
 
 def flags(kind: str, theirs: bool, folder: Path) -> list[object]:
-    if kind in ("sentencepiece", "unigram"):
-        model = GOLDEN / "sentencepiece.model" if kind == "sentencepiece" else folder / "unigram.model"
+    if kind == "sentencepiece" or kind in TRAINED:
+        model = folder / f"{TRAINED[kind]}.model" if kind in TRAINED else GOLDEN / "sentencepiece.model"
         return ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", model]
     if kind == "GPT-2 BPE":  # its newer tokenizers look for a folder or a model of the hub called gpt2, and are slower
         return ["--tokenizer-type", "GPT2BPETokenizer", *GPT2, *(["--legacy-tokenizer"] if theirs else [])]
     return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder / "fast", "--use-gigatoken"]
 
 
-def make_unigram(folder: Path, source: Path) -> None:
+def make_model(kind: str, folder: Path, source: Path) -> None:
     """As sentencepiece trains by default, on the lines of each fifth document."""
     import sentencepiece
 
     texts = [json.loads(line)["text"] for line in source.read_text(encoding="utf-8").splitlines()[::5]]
     lines = (line for text in texts for line in text.splitlines() if line.strip())
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_prefix=str(folder / "unigram"),
-                                             vocab_size=4096, num_threads=1, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_type=TRAINED[kind], vocab_size=4096,
+                                             model_prefix=str(folder / TRAINED[kind]), num_threads=1, minloglevel=2)
 
 
 def make_fast(folder: Path) -> None:
@@ -117,7 +120,8 @@ def compare(peers: dict[str, Path], folder: Path, copies: int, repeats: int, wor
     pinned_text.write(whole)
     pinned_text.write(tiny, 1)
     make_fast(folder / "fast")
-    make_unigram(folder, whole)
+    for kind in TRAINED.keys() & set(kinds):
+        make_model(kind, folder, whole)
     whole.write_bytes(whole.read_bytes() * copies)
     megabytes = whole.stat().st_size / 1e6
     print(f"{megabytes:.1f} MB, {workers} workers, median of {repeats}; the load at the beginning: {os.getloadavg()}")
@@ -204,7 +208,7 @@ def main() -> int:
     try:
         tools = {}
         if arguments.megatron is not None:
-            tools = dict.fromkeys(KINDS[:3], arguments.megatron.resolve() / "tools/preprocess_data.py")
+            tools = dict.fromkeys(KINDS[:-1], arguments.megatron.resolve() / "tools/preprocess_data.py")
         if arguments.main is not None:
             tools[HUGGING_FACE] = arguments.main.resolve() / "tools/preprocess_data_fast.py"
         if tools:

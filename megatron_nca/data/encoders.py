@@ -4,6 +4,7 @@ Text is only text: what looks like a special token in it is encoded letter by le
 document. Beginning-of-sentence tokens are never added.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -126,31 +127,38 @@ def _ragged(encode: Lists) -> Callable[[list[str]], Ragged]:
 def _by_words(model: Path) -> Callable[[list[str]], Ragged] | None:
     """An encoder that remembers words, where that is exact; else None.
 
-    It is for a BPE model with byte fallback and the identity as normaliser, none of whose pieces has a space after
-    another character. A merge makes a piece, so none crosses a place that no piece does: before a run of spaces, and
-    between two kinds of characters that no piece has side by side. The parts of a text between such places are encoded
-    each by itself. (Without byte fallback unknown characters side by side would be one token.) A prefix that the model
-    puts before every text is put there before the cut, by a copy of the model that has none.
+    It is for a BPE model none of whose pieces has a space after another character. A merge makes a piece, so none
+    crosses a place that no piece does: before a run of spaces, and between two kinds of characters that no piece has
+    side by side. The parts of a normalised text between such places are encoded each by itself, by a copy of the model
+    that leaves them as they are. Without byte fallback unknown characters side by side are one token, so a part that
+    begins with it adds none to one that ends with it.
     """
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(model.read_bytes())
     normal, trainer = proto.normalizer_spec, proto.trainer_spec
-    identity = normal.name == "identity" and not normal.precompiled_charsmap
-    plain = normal.escape_whitespaces and not normal.remove_extra_whitespaces
     user_defined = any(piece.type == piece.USER_DEFINED for piece in proto.pieces)
-    bpe = trainer.model_type == trainer.BPE and trainer.byte_fallback and not trainer.treat_whitespace_as_suffix
-    if not (bpe and identity and plain) or user_defined:
+    bpe = trainer.model_type == trainer.BPE and not trainer.treat_whitespace_as_suffix
+    if not (bpe and normal.escape_whitespaces) or user_defined:
         return None
-    pieces = [piece.piece for piece in proto.pieces if piece.type == piece.NORMAL]
-    kinds = _kinds_of(pieces)
+    kinds = _kinds_of([piece.piece for piece in proto.pieces if piece.type in (piece.NORMAL, piece.UNUSED)])
     if not kinds:
         return None
-    prefix = " " if normal.add_dummy_prefix else ""
-    normal.add_dummy_prefix = False
-    by_words = _remembering(kinds, False, tokenizer.parse(proto.SerializeToString()).encode)
-    return lambda texts: by_words([text and prefix + text for text in texts])
+    whole, prefix = tokenizer.load(model), " " if normal.add_dummy_prefix else ""
+    identity = normal.name == "identity" and not (normal.precompiled_charsmap or normal.remove_extra_whitespaces)
+    proto.normalizer_spec.CopyFrom(sentencepiece_model_pb2.NormalizerSpec(
+        name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, escape_whitespaces=True))
+    proto.DiscardUnknownFields()  # tests of itself, which the copy would not pass
+    words = functools.partial(tokenizer.parse(proto.SerializeToString()).encode, num_threads=1)  # cores have workers
+    by_words = _remembering(kinds, False, words)
+
+    def encode(texts: list[str]) -> Ragged:
+        normalised = [text and prefix + text for text in texts] if identity else list(map(whole.normalize, texts))
+        found = by_words(normalised)
+        return found if trainer.byte_fallback else found.without_runs(whole.unk_id())
+
+    return encode
 
 
 _KINDS = (r"[^\W\d_]", r"\d", rf"[^\w {SPACE}\s]|_", rf"(?![ {SPACE}])\s")

@@ -37,3 +37,15 @@ class Ragged:
         filled = self.lengths > 0
         places = np.cumsum(self.lengths, dtype=np.int64)[filled]
         return Ragged(np.insert(self.tokens, places, end), self.lengths + filled.astype(np.int32))
+
+    def without_runs(self, token: int) -> "Ragged":
+        """With one where a text has `token` several times in a row."""
+        again = np.zeros(self.tokens.size, bool)
+        again[1:] = (self.tokens[1:] == token) & (self.tokens[:-1] == token)
+        starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+        again[starts[self.lengths > 0]] = False
+        if not again.any():
+            return self
+        of_text = np.repeat(np.arange(self.lengths.size), self.lengths)
+        fewer = np.bincount(of_text[again], minlength=self.lengths.size).astype(np.int32)
+        return Ragged(self.tokens[~again], self.lengths - fewer)

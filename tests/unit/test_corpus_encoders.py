@@ -69,32 +69,32 @@ def test_a_models_own_prefix_is_put_before_each_text(model, tmp_path):
     agree()
 
 
-def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
-    def by_words(**options):
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(model.with_name("a.jsonl")), model_prefix=str(tmp_path / "m"), minloglevel=2,
-            **options)
-        return encoders._by_words(tmp_path / "m.model") is not None
-
-    exact = {"model_type": "bpe", "normalization_rule_name": "identity", "add_dummy_prefix": False,
-             "remove_extra_whitespaces": False, "byte_fallback": True, "vocab_size": 310}
-    assert by_words(**exact)
-    for other in ({"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"},
-                  {"remove_extra_whitespaces": True}, {"user_defined_symbols": ["a b"]},
-                  {"treat_whitespace_as_suffix": True},
-                  {"byte_fallback": False, "vocab_size": 100}):
-        assert not by_words(**{**exact, **other}), other
-
-
-@pytest.mark.parametrize("options", [{"model_type": "unigram"}, {"model_type": "bpe", "byte_fallback": True}])
-def test_what_may_not_be_remembered_is_encoded_by_sentencepiece(model, tmp_path, options):
-    """With its default normaliser, so that some texts have no tokens."""
+def trained(folder, model, **options):
+    """By sentencepiece's own defaults, but for `options`, from the text of `model`."""
     sentencepiece.SentencePieceTrainer.train(
-        input=str(model.with_name("a.jsonl")), model_prefix=str(tmp_path / "m"), minloglevel=2,
-        vocab_size=310 if "byte_fallback" in options else 50, **options)
-    encode = TokenizerFiles(type=SENTENCEPIECE, model=tmp_path / "m.model").load().encode
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
-    assert encode(["  ", TEXT, " "]).tolist() == [[], processor.encode(TEXT), []]
+        input=str(model.with_name("a.jsonl")), model_prefix=str(folder / "m"), minloglevel=2, **options)
+    return folder / "m.model"
+
+
+OWN_RULES = [  # models whose normaliser, unknown characters or white space are not those of train_tokenizer.py
+    {"model_type": "unigram", "vocab_size": 50}, {"model_type": "bpe", "vocab_size": 60},
+    {"model_type": "bpe", "vocab_size": 310, "byte_fallback": True},
+    {"model_type": "bpe", "vocab_size": 60, "normalization_rule_name": "nmt_nfkc_cf", "add_dummy_prefix": False},
+    {"model_type": "bpe", "vocab_size": 60, "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+    {"model_type": "bpe", "vocab_size": 60, "character_coverage": 0.98, "self_test_sample_size": 5},
+]
+
+
+@pytest.mark.parametrize("options", OWN_RULES)
+def test_models_of_other_rules_have_sentencepieces_own_tokens(model, tmp_path, options):
+    path = trained(tmp_path, model, **options)
+    encode = TokenizerFiles(type=SENTENCEPIECE, model=path).load().encode
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert (encoders._by_words(path) is None) == (options["model_type"] == "unigram")
+    # unknown ones side by side within a word, of two kinds, of two words, of two texts; texts without tokens
+    unknown = ["\u4e2d\u4e2d\u0661\u4e2d", "\u4e2d \u4e2d", "\u4e2d", "\u4e2d", "a\u4e2d\u0661a"]
+    for texts in (["  ", TEXT, " "], unknown):
+        assert encode(texts).tolist() == processor.encode(texts)
 
     @settings(max_examples=200, deadline=None)
     @given(texts=st.lists(TEXTS, max_size=5))
@@ -102,6 +102,13 @@ def test_what_may_not_be_remembered_is_encoded_by_sentencepiece(model, tmp_path,
         assert encode(texts).tolist() == processor.encode(texts)
 
     agree()
+
+
+def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
+    exact = {"model_type": "bpe", "vocab_size": 310, "byte_fallback": True}
+    assert encoders._by_words(trained(tmp_path, model, **exact))
+    for other in ({"model_type": "unigram"}, {"user_defined_symbols": ["a b"]}, {"treat_whitespace_as_suffix": True}):
+        assert not encoders._by_words(trained(tmp_path, model, **{**exact, **other})), other
 
 
 def test_a_text_is_cut_where_no_piece_crosses():
