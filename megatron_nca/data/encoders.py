@@ -127,22 +127,22 @@ def _ragged(encode: Lists) -> Callable[[list[str]], Ragged]:
 def _by_words(model: Path) -> Callable[[list[str]], Ragged] | None:
     """An encoder that remembers words, where that is exact; else None.
 
-    It is for a BPE model none of whose pieces has a space after another character. A merge makes a piece, so none
-    crosses a place that no piece does: before a run of spaces, and between two kinds of characters that no piece has
-    side by side. The parts of a normalised text between such places are encoded each by itself, by a copy of the model
-    that leaves them as they are. Without byte fallback unknown characters side by side are one token, so a part that
-    begins with it adds none to one that ends with it.
+    It is for a BPE model none of whose pieces has a space after another character. A merge makes a piece, and a symbol
+    that its user defined is one, so none crosses a place that no piece does: before a run of spaces, and between two
+    kinds of characters that no piece has side by side. The parts of a normalised text between such places are encoded
+    each by itself, by a copy of the model that leaves them as they are. Without byte fallback unknown characters side
+    by side are one token, so a part that begins with it adds none to one that ends with it.
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto, piece_type = sentencepiece_model_pb2.ModelProto(), sentencepiece_model_pb2.ModelProto.SentencePiece
     proto.ParseFromString(model.read_bytes())
     normal, trainer = proto.normalizer_spec, proto.trainer_spec
-    user_defined = any(piece.type == piece.USER_DEFINED for piece in proto.pieces)
     bpe = trainer.model_type == trainer.BPE and not trainer.treat_whitespace_as_suffix
-    if not (bpe and normal.escape_whitespaces) or user_defined:
+    if not (bpe and normal.escape_whitespaces):
         return None
-    kinds = _kinds_of([piece.piece for piece in proto.pieces if piece.type in (piece.NORMAL, piece.UNUSED)])
+    found_in_text = (piece_type.NORMAL, piece_type.UNUSED, piece_type.USER_DEFINED)
+    kinds = _kinds_of([piece.piece for piece in proto.pieces if piece.type in found_in_text])
     if not kinds:
         return None
     whole, prefix = tokenizer.load(model), " " if normal.add_dummy_prefix else ""
@@ -167,11 +167,11 @@ _KINDS = (r"[^\W\d_]", r"\d", rf"[^\w {SPACE}\s]|_", rf"(?![ {SPACE}])\s")
 
 def _kinds_of(pieces: list[str]) -> bytes | None:
     """For each code point 0 for a space, else the number of its kind: texts are cut where it changes and before a run
-    of spaces, and no piece crosses such a place. None if a piece has a space after another character."""
+    of spaces, and no piece crosses such a place. None if a piece has a space after another character, or as itself."""
     kind_of = re.compile("|".join(f"({kind})" for kind in _KINDS))
     together = list(range(len(_KINDS)))
     for piece in pieces:
-        if re.search(f"[^{SPACE}]{SPACE}", piece):
+        if re.search(f"[^{SPACE}]{SPACE}| ", piece):
             return None
         kinds = [kind_of.match(character).lastindex - 1 for character in piece.lstrip(SPACE)]
         for one, other in itertools.pairwise(kinds):

@@ -82,6 +82,10 @@ OWN_RULES = [  # models whose normaliser, unknown characters or white space are 
     {"model_type": "bpe", "vocab_size": 60, "normalization_rule_name": "nmt_nfkc_cf", "add_dummy_prefix": False},
     {"model_type": "bpe", "vocab_size": 60, "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
     {"model_type": "bpe", "vocab_size": 60, "character_coverage": 0.98, "self_test_sample_size": 5},
+    {"model_type": "bpe", "vocab_size": 70,
+     "user_defined_symbols": ["<|endoftext|>", "1_", "\u2581\u2581", "\u2581b", "T"]},
+    {"model_type": "bpe", "vocab_size": 320, "byte_fallback": True, "normalization_rule_name": "identity",
+     "remove_extra_whitespaces": False, "user_defined_symbols": ["\n\n", "\t", "a.", "\u2581\u2581\u2581"]},
 ]
 
 
@@ -107,7 +111,8 @@ def test_models_of_other_rules_have_sentencepieces_own_tokens(model, tmp_path, o
 def test_words_are_remembered_only_where_that_is_exact(model, tmp_path):
     exact = {"model_type": "bpe", "vocab_size": 310, "byte_fallback": True}
     assert encoders._by_words(trained(tmp_path, model, **exact))
-    for other in ({"model_type": "unigram"}, {"user_defined_symbols": ["a b"]}, {"treat_whitespace_as_suffix": True}):
+    for other in ({"model_type": "unigram"}, {"user_defined_symbols": ["a b"]}, {"user_defined_symbols": ["a\u2581b"]},
+                  {"treat_whitespace_as_suffix": True}):
         assert not encoders._by_words(trained(tmp_path, model, **{**exact, **other})), other
 
 
