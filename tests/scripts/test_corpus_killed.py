@@ -56,15 +56,17 @@ def test_killed_thirty_times_the_bytes_are_the_same(tmp_path):
     source = tmp_path / "in.jsonl"
     write_input(source)
     expected = []
-    for workers in (1, 2, 3):
+    for workers in (1, 3, 2):
+        begin = time.monotonic()
         process = start(source, tmp_path / f"whole{workers}", workers)
         _, err = process.communicate(timeout=400)
         assert process.returncode == 0, err
         expected.append(digests(tmp_path / f"whole{workers}"))
+    longest = time.monotonic() - begin  # of two workers, on a machine as busy as it is
     assert expected[0] == expected[1] == expected[2]
     folder, chance = tmp_path / "killed", random.Random(7)
     folder.mkdir()
-    kills, whole, moments, longest = 0, 0, Counter(), 4.0
+    kills, whole, moments = 0, 0, Counter()
     while kills < KILLS or whole == 0:
         process = start(source, folder / "out", 2)
         try:
