@@ -1,6 +1,8 @@
 """Gradient buffers, the distributed optimizer and the schedule."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -104,3 +106,16 @@ def build_schedule(optimizer: object, phase: Phase) -> OptimizerParamScheduler:
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )
+
+
+SETTINGS = ("max_lr", "min_lr", "betas", "eps", "wd_mult", "lr_mult")
+"""Of a group of parameters, beside what the schedule sets at each iteration."""
+
+
+@contextlib.contextmanager
+def settings_kept(optimizer: object) -> Iterator[None]:
+    """Inside, a checkpoint is loaded, which brings the settings it was written with: those of the phase hold."""
+    kept = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, kept, strict=True):
+        group.update(settings)

@@ -45,8 +45,7 @@ def test_resume_with_dropout_is_exact(
     recipe_file, initial = tmp_path / "recipe.yaml", tmp_path / "initial"
     text = RECIPE.replace("PRECISION", precision).replace("BACKGROUND", in_background)
     recipe_file.write_text(text.replace("RAMP", ramp).replace("LAYOUT", layout))
-    words = ["convert", "transfer", "--carry", "none", "--to", initial, "--recipe", recipe_file, "--phase", "text"]
-    assert main([*map(str, words), "--seed", "3"]) == 0
+    initialise(recipe_file, initial)
     recipe = load_recipe(recipe_file)
     model, phase = recipe.model_config("text"), recipe.phases["text"]
     series = CheckpointFolder(tmp_path / "checkpoints")
@@ -71,6 +70,37 @@ def test_resume_with_dropout_is_exact(
     assert set(psutil.Process().children(recursive=True)) <= before, "saving leaves no process behind"
     assert len({loss for loss, *_ in unbroken}) == 4
     assert consumed == phase.batch_sizes.consumed_after(2)
+
+
+def test_a_resume_takes_the_optimizers_settings_from_the_recipe(tmp_path: Path) -> None:
+    """A checkpoint holds those it was written with, and Megatron would go on with some of them."""
+    recipe_file, series = tmp_path / "recipe.yaml", CheckpointFolder(tmp_path / "checkpoints")
+    text = RECIPE.replace("PRECISION", "fp32").replace("BACKGROUND", "false")
+    recipe_file.write_text(text.replace("RAMP", "null").replace("LAYOUT", "{}"))
+
+    def build(*overrides: str) -> Engine:
+        recipe = load_recipe(recipe_file, list(overrides))
+        return build_engine(recipe.model_config("text"), recipe.phases["text"], read_ranks(), seed=7)
+
+    initialise(recipe_file, tmp_path / "initial")
+    engine = build()
+    engine.load(tmp_path / "initial")
+    step(engine, 0)
+    checkpoints.Saver(engine, series, beside=lambda _: {}).save(
+        RunConfig(model=engine.model_config, iteration=3, consumed_sequences=12, optimizer=True))
+    engine.close()
+    engine = build("phases.text.optimizer.lr=1e-3", "phases.text.optimizer.beta2=0.5",
+                   "phases.text.optimizer.min_lr=5e-4")
+    engine.load(checkpoints.newest_whole(series, read_ranks(), hashes=True))
+    asked = {"max_lr": 1e-3, "min_lr": 5e-4, "betas": (0.9, 0.5)}
+    assert all({name: group[name] for name in asked} == asked for group in engine.optimizer.param_groups)
+    assert 5e-4 <= engine.learning_rate <= 1e-3
+    engine.close()
+
+
+def initialise(recipe_file: Path, folder: Path) -> None:
+    words = ["convert", "transfer", "--carry", "none", "--to", folder, "--recipe", recipe_file, "--phase", "text"]
+    assert main([*map(str, words), "--seed", "3"]) == 0
 
 
 def step(engine: Engine, iteration: int) -> tuple[float, float, float]:
