@@ -73,7 +73,9 @@ def apply_overrides(values: dict, overrides: list[str]) -> dict:
         *parents, leaf = dotted.split(".")
         node = result
         for depth, parent in enumerate(parents):
-            node = node.setdefault(parent, {})
+            if node.get(parent) is None:  # a written recipe says null for what is left out
+                node[parent] = {}
+            node = node[parent]
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: '{'.'.join(parents[: depth + 1])}' is not a mapping.")
         try:

@@ -63,6 +63,10 @@ def test_overrides_change_a_copy():
     assert values == {"a": {"b": 1}}
 
 
+def test_what_a_written_recipe_leaves_out_can_be_set():
+    assert apply_overrides({"a": {"b": None}}, ["a.b.c=1"]) == {"a": {"b": {"c": 1}}}
+
+
 @pytest.mark.parametrize(
     ("override", "message"), [("a.b", "KEY=VALUE"), ("a.b.c=1", "not a mapping"), ("a=[1", "not valid YAML")]
 )
