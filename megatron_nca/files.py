@@ -257,8 +257,13 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
             path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:  # a disk that takes no writes says so before it looks for the file
+            if error.errno != errno.EROFS:
+                raise
 
 
 def sync(path: Path) -> None:

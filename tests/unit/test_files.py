@@ -51,6 +51,15 @@ def test_what_the_system_refuses_becomes_a_sentence_with_a_cure(tmp_path, number
     assert os.listdir(tmp_path) == []
 
 
+def test_a_disk_that_takes_no_writes_is_named_also_at_the_clearing_up(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(DataError, match="may write to"), files.publish(tmp_path / "a") as aside:
+        refuse(aside)
+
+
 def test_a_place_that_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot be written"):
