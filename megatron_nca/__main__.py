@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         return arguments.run(arguments)
     except MegatronNcaError as error:
         print(f"megatron-nca {arguments.verb}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"megatron-nca {arguments.verb}: interrupted", file=sys.stderr)
         return 130

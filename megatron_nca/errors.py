@@ -5,7 +5,9 @@ NOT_FINISHED = 75
 
 
 class MegatronNcaError(Exception):
-    """Base of all errors that end a command with one message and exit code 2, without a traceback."""
+    """Base of all errors that end a command with one message and `exit_code`, without a traceback."""
+
+    exit_code = 2
 
 
 class ConfigError(MegatronNcaError):
@@ -22,6 +24,12 @@ class CheckpointError(MegatronNcaError):
 
 class LaunchError(MegatronNcaError):
     """A step that could not be started, or that ended in failure."""
+
+
+class StepFailed(LaunchError):
+    """A step that ended in a failure that is no user's error."""
+
+    exit_code = 1
 
 
 def explain(setting: str, value: object, reason: str, cure: str) -> str:

@@ -17,7 +17,7 @@ from megatron_nca.account.parameters import parameters
 from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog
 from megatron_nca.cluster import record
 from megatron_nca.config.recipe import Recipe, load_recipe
-from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError
+from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError, StepFailed
 from megatron_nca.files import try_lock
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
@@ -125,7 +125,8 @@ def walk(steps: tuple[Step, ...], lock: int, deadline: float = math.inf) -> int:
     Returns 0; NOT_FINISHED when a step stopped in good order, or time is up; 128 + N after signal N, if the step did
     not stop in good order.
 
-    Raises LaunchError when a step fails, or ends well without its done-record.
+    Raises LaunchError when a step ends with a user's error, StepFailed for any other failure, or a step that ends well
+    without its done-record.
     """
     begin = time.monotonic()
     for number, step in enumerate(steps, 1):
@@ -153,9 +154,10 @@ def walk(steps: tuple[Step, ...], lock: int, deadline: float = math.inf) -> int:
             print(f"{head}: stopped by {name}; the same command goes on from here", flush=True)
             return 128 + stopped_by
         if status:
-            raise LaunchError(_failure(step, f"ended with {_in_words(status)}"))
+            kind = LaunchError if status == 2 else StepFailed
+            raise kind(_failure(step, f"ended with {_in_words(status)}", status))
         if not step.whole:
-            raise LaunchError(_failure(step, f"ended with exit code 0 but left no whole {step.done}"))
+            raise StepFailed(_failure(step, f"ended with exit code 0 but left no whole {step.done}"))
         print(f"{head}: done in {_duration(time.monotonic() - start)}", flush=True)
     print(f"all {len(steps)} steps are done ({_duration(time.monotonic() - begin)})", flush=True)
     return 0
@@ -225,9 +227,10 @@ def _signal_group(child: subprocess.Popen, number: int) -> None:
         os.killpg(child.pid, number)
 
 
-def _failure(step: Step, what: str) -> str:
+def _failure(step: Step, what: str, status: int = 1) -> str:
     log = f" Its log: {step.log}." if step.log else ""
-    return f"step '{step.name}' {what}.{log} Cure: mend what it says above, then run the same command again."
+    cure = "mend what it says above, then run" if status == 2 else "see what it says above; to go on from here, run"
+    return f"step '{step.name}' {what}.{log} Cure: {cure} the same command again."
 
 
 def _in_words(status: int) -> str:

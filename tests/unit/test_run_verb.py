@@ -45,6 +45,14 @@ def test_a_failing_step_is_named_with_exit_code_and_log(tmp_path):
     assert "text scratch seed0: train" in message and "exit code 7" in message and "train.log" in message
 
 
+@pytest.mark.parametrize(("script", "code", "cure"), [("exit 2", 2, "mend"), ("exit 1", 1, "go on"),
+                                                      ("kill -9 $$", 1, "go on")])
+def test_only_a_users_error_ends_as_one(tmp_path, script, code, cure):
+    with verb.locked(RunFolder(tmp_path)) as lock, pytest.raises(LaunchError, match=cure) as error:
+        verb.walk((shell("x", script, tmp_path / "done"),), lock)
+    assert error.value.exit_code == code
+
+
 def test_success_without_the_done_record_is_a_failure(tmp_path):
     with verb.locked(RunFolder(tmp_path)) as lock, pytest.raises(LaunchError, match="left no whole"):
         verb.walk((shell("x", "true", tmp_path / "done"),), lock)
