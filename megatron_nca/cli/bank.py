@@ -65,7 +65,7 @@ def _fill(arguments: argparse.Namespace) -> int:
     law = scoring_law({**scoring_settings(preset(arguments.preset or "released")), **law_changes(arguments)})
     from megatron_nca.nca.bank import Bank
 
-    bank = Bank.create(arguments.bank, law, arguments.seed, arguments.block)
+    bank = Bank.create(arguments.bank, law, arguments.seed, arguments.block, arguments.candidates, shard)
     numbers = bank.blocks_of(arguments.candidates, shard)
     scored = 0
     with Progress(len(numbers) * bank.block_size, "candidates", lambda: f"{scored} blocks scored") as progress:

@@ -90,22 +90,28 @@ class Bank:
         self.law = scoring_law(self.provenance.law)
         self.seed = self.provenance.seed
         self.block_size: int = self._array.chunks[0]
-        self.block_bytes: int = self.block_size * self._array.dtype.itemsize + CRC_BYTES
+        self.block_bytes: int = _block_bytes(self.block_size, self._array.dtype)
         self._params = rule.params_of(self.law)
         self._loaded: tuple[int, np.ndarray] | None = None
 
     @classmethod
-    def create(cls, path: Path, law: NcaLaw, seed: int, block_size: int | None = None) -> "Bank":
+    def create(cls, path: Path, law: NcaLaw, seed: int, block_size: int | None = None, candidates: int = 1,
+               shard: tuple[int, int] = (0, 1)) -> "Bank":  # fmt: skip
         """Begin a bank at `path`, or open the one that is there if it has these settings.
 
-        Raises ConfigError for settings that cannot be, DataError if something else is there.
+        `candidates` and `shard` are those of `blocks_of`; where they cannot be, or their blocks find no space, no bank
+        is begun. Raises ConfigError for settings that cannot be, DataError if something else is there or for space.
         """
         rule.check_seed(seed)
         if block_size is not None and (not 1 <= block_size <= 2**24 or block_size & (block_size - 1)):
             raise ConfigError(explain("block", block_size, "must be a power of two up to 2^24.", f"{BLOCK} is usual."))
+        size = block_size or BLOCK
+        numbers = _blocks_of(candidates, shard, size)
         if not (Path(path) / METADATA).exists():
             complexity.check_zlib()
-            content = _metadata(_provenance(law, seed), block_size or BLOCK)
+            provenance = _provenance(law, seed)
+            _check_space(path, len(numbers) * _block_bytes(size, _dtype(provenance)))
+            content = _metadata(provenance, size)
             if not files.create_folder(path, {METADATA: content}) and not (Path(path) / METADATA).exists():
                 raise DataError(
                     f"{path}: is there already and is no bank. Cure: name another folder, or an empty one."
@@ -204,7 +210,7 @@ class Bank:
         """
         numbers = list(numbers)
         self._remove_leftovers()
-        self._check_space(numbers)
+        _check_space(self.path, len(set(numbers) - set(self.present())) * self.block_bytes)
         for number in numbers:
             done = "scored"
             try:
@@ -224,14 +230,7 @@ class Bank:
 
         Raises ConfigError for a number of candidates or a shard out of range.
         """
-        index, shards = shard
-        if not 1 <= candidates <= MAX_CANDIDATES:
-            raise ConfigError(
-                explain("candidates", candidates, "must lie in 1..2^32.", "take another seed for more.")
-            )
-        if not 0 <= index < shards:
-            raise ConfigError(explain("shard", f"{index}/{shards}", "I/N needs 0 <= I < N.", "give for example 0/8."))
-        return range(index, -(-candidates // self.block_size), shards)
+        return _blocks_of(candidates, shard, self.block_size)
 
     def survey(self) -> Survey:
         """Read every block. Raises DataError only for what cannot be read at all."""
@@ -293,18 +292,35 @@ class Bank:
                 except (FileNotFoundError, PermissionError):
                     continue  # another process was faster, or it is another user's to remove
 
-    def _check_space(self, numbers: list[int]) -> None:
-        need = len(set(numbers) - set(self.present())) * self.block_bytes
-        free = shutil.disk_usage(self.path).free
-        if need > free:
-            raise DataError(
-                explain(
-                    "bank",
-                    str(self.path),
-                    f"the blocks to come need {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free.",
-                    "free some space, or ask for fewer candidates.",
-                )
-            )
+
+def _blocks_of(candidates: int, shard: tuple[int, int], block_size: int) -> range:
+    index, shards = shard
+    if not 1 <= candidates <= MAX_CANDIDATES:
+        cure = "give at least 1." if candidates < 1 else "take another seed for more."
+        raise ConfigError(explain("candidates", candidates, "must lie in 1..2^32.", cure))
+    if not 0 <= index < shards:
+        raise ConfigError(explain("shard", f"{index}/{shards}", "I/N needs 0 <= I < N.", "give for example 0/8."))
+    return range(index, -(-candidates // block_size), shards)
+
+
+def _check_space(path: Path, need: int) -> None:
+    """Raises DataError if the disk of a bank, begun or not, has less than `need` bytes free."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        reason = f"the blocks to come need {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free."
+        raise DataError(explain("bank", str(path), reason, "free some space, or ask for fewer candidates."))
+
+
+def _block_bytes(block_size: int, dtype: np.dtype) -> int:
+    """Of one block's file."""
+    return block_size * dtype.itemsize + CRC_BYTES
+
+
+def _dtype(provenance: Provenance) -> np.dtype:
+    return np.dtype(np.uint16 if provenance.score_bytes <= LARGEST_OF_UINT16 else np.int32)
 
 
 def _provenance(law: NcaLaw, seed: int) -> Provenance:
@@ -333,9 +349,8 @@ def _array_in(store: dict, length: int, block_size: int, dtype: np.dtype, **more
 
 
 def _metadata(provenance: Provenance, block_size: int) -> bytes:
-    dtype = np.dtype(np.uint16 if provenance.score_bytes <= LARGEST_OF_UINT16 else np.int32)
     store: dict = {}
-    _array_in(store, MAX_CANDIDATES, block_size, dtype, attributes=to_dict(provenance))
+    _array_in(store, MAX_CANDIDATES, block_size, _dtype(provenance), attributes=to_dict(provenance))
     return store[METADATA].to_bytes()
 
 

@@ -161,6 +161,15 @@ def test_a_disk_too_small_is_seen_before(bank, capsys, monkeypatch):
     assert content(bank) == before
 
 
+def test_a_new_bank_on_a_disk_too_small_is_not_begun(tmp_path, capsys, monkeypatch):
+    words = ["bank", "fill", tmp_path / "deep" / "bank", "--candidates"]
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(500, 0, 500))
+        assert "are free. Cure: free some space" in refused(capsys, *words, 1024)
+    assert not list(tmp_path.iterdir())
+    assert main([*map(str, words), "128", "--block", "128", "--seed", "3"]) == 0
+
+
 def test_a_place_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(capsys, "bank", "fill", tmp_path / "file" / "bank", "--candidates", 9)
@@ -183,7 +192,13 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys):
 )
 def test_options_of_fill(tmp_path, capsys, words, message):
     assert message in refused(capsys, "bank", "fill", tmp_path / "bank", *words)
-    assert not (tmp_path / "bank" / "c").exists()
+    assert not list(tmp_path.iterdir()), "the same command with other values would find a bank of other settings"
+
+
+def test_each_refused_number_of_candidates_has_its_cure(tmp_path, capsys):
+    assert "Cure: give at least 1." in refused(capsys, "bank", "fill", tmp_path / "bank", "--candidates", 0)
+    said = refused(capsys, "bank", "fill", tmp_path / "bank", "--candidates", 2**32 + 1)
+    assert "Cure: take another seed for more." in said
 
 
 def test_options_that_belong_together(bank, tmp_path, capsys):
