@@ -106,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     torn = writing.is_torn(prefix) if inside_run else None
     if torn:
         print(f"made again: {torn}", file=sys.stderr)
+    sharing = _shares(arguments, request.source)
     bank = _open_bank(arguments)
     if arguments.dry_run:
         source = request.open(threads=arguments.threads, device=arguments.device)
@@ -119,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     searches = source.kind == "nca"
     _say_plain_zlib(source, bank)
-    parts = _open_parts(arguments, source, prefix)
+    parts = _open_parts(arguments, source, prefix) if sharing else None
     if arguments.shard is not None:
         return _make_share(arguments, parts)
     note = (lambda: f"{source.examined:,} candidates") if searches else (lambda: source.kind)
@@ -135,15 +136,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open_parts(arguments: argparse.Namespace, source: typing.Any, prefix: Path) -> "Parts | None":
+def _shares(arguments: argparse.Namespace, source: str) -> bool:
+    """Whether this is one of many processes, or joins what they made. Raises ConfigError."""
     if arguments.shard is None and not arguments.merge:
         if arguments.parts:
             raise ConfigError("--parts: belongs to --shard or --merge. Cure: leave it out.")
-        return None
+        return False
     if arguments.shard is not None and arguments.merge:
         raise ConfigError("--merge: comes after all shards are made. Cure: leave out --shard, or --merge.")
-    if source.kind != "nca":
-        raise ConfigError(f"--shard, --merge: are for automata, and the source is {source.kind}. Cure: leave them out.")
+    if source != "nca":
+        raise ConfigError(f"--shard, --merge: are for automata, and the source is {source}. Cure: leave them out.")
+    if arguments.shard is not None:
+        shard_of(arguments.shard)
+    return True
+
+
+def _open_parts(arguments: argparse.Namespace, source: typing.Any, prefix: Path) -> "Parts":
     from megatron_nca.sources.shards import Parts
 
     return Parts(source, arguments.parts or [Path(f"{prefix}.parts")])

@@ -7,6 +7,7 @@ own, searches alone, and the folders are joined.
 """
 
 import contextlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from megatron_nca import files
 from megatron_nca.config.schema import to_dict
-from megatron_nca.data.indexed import IndexedWriter
+from megatron_nca.data.indexed import IndexedWriter, optimal_dtype
 from megatron_nca.data.manifest import Manifest
 from megatron_nca.errors import DataError
 from megatron_nca.sources import writing
@@ -28,7 +29,10 @@ AHEAD = 2
 
 
 class Parts:
-    """The parts of one dataset in `folders`, of which this process writes into the first. Raises DataError."""
+    """The parts of one dataset in `folders`, of which this process writes into the first. Raises DataError.
+
+    Nothing is written before a share, so that settings that are refused leave no identity behind.
+    """
 
     def __init__(self, source: NcaSource, folders: Sequence[Path]) -> None:
         self.source, self.folders = source, [Path(folder) for folder in folders]
@@ -40,24 +44,41 @@ class Parts:
         self.num_chunks = -(-source.num_sequences // self.chunk)
         self._accepted: dict[int, np.ndarray] = {}
         """By block, the numbers of the accepted candidates."""
-        identity = json.dumps(to_dict(source.identity()), indent=2).encode()
+        self._identity = json.dumps(to_dict(source.identity()), indent=2).encode()
         for folder in self.folders:
-            self._check_identity(folder, identity)
+            self._check_identity(folder)
 
-    @staticmethod
-    def _check_identity(folder: Path, identity: bytes) -> None:
-        if files.create_folder(folder, {"identity.json": identity}):
+    def _check_identity(self, folder: Path) -> None:
+        if _is_free(folder):
             return
         try:
-            same = (folder / "identity.json").read_bytes() == identity
+            same = (folder / "identity.json").read_bytes() == self._identity
         except OSError:
             same = False
         if not same:
             raise DataError(f"{folder}: holds no parts of this dataset, but other files or parts made with other "
                             "settings. Cure: choose another folder with --parts, or remove it.")
 
+    def _begin(self) -> None:
+        """Make the first folder, unless it is there. Raises DataError."""
+        if not files.create_folder(self.folders[0], {"identity.json": self._identity}):
+            self._check_identity(self.folders[0])
+
+    def _check_space(self, shard: int, shards: int) -> None:
+        """Raises DataError if the disk has too little free space for what a share lacks."""
+        lacking = (chunk for chunk in range(shard, self.num_chunks, shards) if self._find(chunk) is None)
+        sequences = sum(len(self._of_chunk(chunk)) for chunk in lacking)
+        width = self.source.trajectory.document_tokens * optimal_dtype(self.source.num_tokens).itemsize
+        cure = "free some space, or choose another folder with --parts."
+        writing.check_free(self.folders[0], sequences * width, "shard", f"{shard}/{shards}", cure)
+
     def make_share(self, shard: int, shards: int, progress: Callable[[int], None] = lambda sequences: None) -> int:
-        """Make the chunks of one of `shards` processes, those that are not there. Returns how many were made."""
+        """Make the chunks of one of `shards` processes, those that are not there. Returns how many were made.
+
+        Raises DataError, before anything is written where the space is too little.
+        """
+        self._check_space(shard, shards)
+        self._begin()
         while not self._found_all():
             self._search(self._next_block(shard, shards))
         made = 0
@@ -81,9 +102,11 @@ class Parts:
             raise DataError(f"{', '.join(map(str, self.folders))}: {len(missing)} of {self.num_chunks} chunks of "
                             f"sequences are missing ({listed}; chunk C is of shard C modulo the number of shards). "
                             "Cure: run those shards again; they make what is missing.")
+        writing.check_space(source, prefix)
+        if not self._found_all():
+            self._begin()
         while not self._found_all():
             self._search(self._first_missing())
-        writing.check_space(source, prefix)
         with IndexedWriter(prefix, source.num_tokens, source.trajectory) as writer:
             for chunk in range(self.num_chunks):
                 writer.add_documents(self._load(chunk))
@@ -135,8 +158,10 @@ class Parts:
         self._accepted[block] = numbers
 
     def _publish(self, name: str, values: np.ndarray) -> None:
-        with files.publish(self.folders[0] / name) as aside, open(aside, "wb") as file:
-            np.save(file, values, allow_pickle=False)
+        content = io.BytesIO()  # written to a file, numpy does not say why it cannot
+        np.save(content, values, allow_pickle=False)
+        with files.publish(self.folders[0] / name) as aside:
+            aside.write_bytes(content.getbuffer())
 
     def _of_chunk(self, chunk: int) -> np.ndarray:
         """Numbers of its sequences."""
@@ -158,6 +183,16 @@ class Parts:
             raise DataError(f"{path}: holds tokens of shape {tokens.shape}, not {expected}. "
                             "Cure: remove it and run its shard again.")
         return tokens
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> np.ndarray:

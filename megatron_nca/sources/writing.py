@@ -101,16 +101,16 @@ def size_bytes(source: Source) -> int:
 
 def check_space(source: Source, prefix: Path) -> None:
     """Raises DataError if the disk of `prefix` has too little free space."""
-    folder = Path(prefix).absolute().parent
+    cure = "free some space, choose another folder or fewer sequences."
+    check_free(Path(prefix).absolute().parent, size_bytes(source), "sequences", source.num_sequences, cure)
+
+
+def check_free(folder: Path, need: int, setting: str, value: object, cure: str) -> None:
+    """Raises DataError, naming the setting, if the disk of `folder`, made or not, has less than `need` bytes free."""
+    folder = Path(folder).absolute()
     while not folder.exists():
         folder = folder.parent
-    free, need = shutil.disk_usage(folder).free, size_bytes(source)
+    free = shutil.disk_usage(folder).free
     if need > free:
-        raise DataError(
-            explain(
-                "sequences",
-                source.num_sequences,
-                f"needs {need / 1e6:,.1f} MB, but {folder} has {free / 1e6:,.1f} MB free.",
-                "free some space, choose another folder or fewer sequences.",
-            )
-        )
+        reason = f"needs {need / 1e6:,.1f} MB, but {folder} has {free / 1e6:,.1f} MB free."
+        raise DataError(explain(setting, value, reason, cure))

@@ -1,7 +1,9 @@
 """One dataset by many processes: the same bytes as by one, whatever is killed meanwhile."""
 
+import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,8 +105,41 @@ def test_what_is_missing_is_named_and_alone_made_again(tmp_path):
         again.merge(tmp_path / "x")
 
 
+def test_refused_commands_leave_nothing_that_blocks_the_next(tmp_path, capsys):
+    other = [*words(tmp_path / "x", None), "--seed", "5"]
+    for more in (["--shard", "8/8"], ["--shard", "0/0"], ["--shard", "a/b"], ["--merge"],
+                 ["--shard", "8/8", "--dry-run"]):
+        assert main([*other, *more]) == 2
+    assert "chunks of sequences are missing" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert main(words(tmp_path / "x", None, "--shard", "7/64")) == 0
+
+
+def test_a_disk_too_small_for_a_share_is_seen_before(tmp_path, capsys, monkeypatch):
+    """A share of 88 sequences of 66 tokens in two bytes."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10_000, 0, 10_000))
+    assert main(words(tmp_path / "x", None, "--shard", "0/8")) == 2
+    said = capsys.readouterr().err
+    assert "shard = '0/8': needs 0.0 MB, but" in said and "Cure: free some space" in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch):
+    """numpy itself tells how many bytes it asked for and wrote, and not why."""
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name.startswith(".sequences-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match=r"sequences-0.npy: cannot be written \(No space left.* Cure: free some space"):
+        Parts(source(), [tmp_path / "parts"]).make_share(0, 8)
+
+
 def test_parts_of_other_settings_are_refused(tmp_path):
-    Parts(source(), [tmp_path / "parts"])
+    Parts(source(), [tmp_path / "parts"]).make_share(0, 64)
     with pytest.raises(DataError, match="made with other settings"):
         Parts(NcaSource(LAW, SEQUENCES, 1), [tmp_path / "parts"])
     (tmp_path / "else").mkdir()
