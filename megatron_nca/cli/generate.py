@@ -37,7 +37,7 @@ EXAMPLES = """examples:
     megatron-nca generate --source elementary --sequences 2000 --output DIR/elementary
     megatron-nca generate --source life_like --rules B3/S23 --sequences 2000 --output DIR/life
   a dataset of a recipe
-    megatron-nca generate --recipe launch/recipes/demo.yaml --dataset nca --part train --run-dir runs/demo
+    megatron-nca generate --recipe launch/recipes/demo.yaml --dataset automata --part train --run-dir runs/demo
   the same dataset by many processes, or an array of jobs: each makes its share, then one joins them
     megatron-nca generate --sequences 160000 --output DIR/nca --shard 3/8
     megatron-nca generate --sequences 160000 --output DIR/nca --merge
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", choices=["nca", *CLASSIC, *CONTROLS], help="what is made (default nca: neural automata)"
     )
-    parser.add_argument("--output", type=Path, metavar="PREFIX", help="path of the dataset without an ending")
+    parser.add_argument("--output", metavar="PREFIX", help="path of the dataset without an ending")
     parser.add_argument("--sequences", type=int, metavar="N", help="number of sequences (documents)")
     parser.add_argument("--seed", type=int, help="seed of all that is random (default 0)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores (%(default)s)")
@@ -85,10 +85,13 @@ def _add_controls(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rules", nargs="+", metavar="RULE", help="elementary: of 0..255; life_like: B3/S23 (default all)"
     )
-    group.add_argument("--base", type=Path, metavar="PREFIX", help="shuffled, iid, corpus_copy: a dataset")
+    group.add_argument("--base", type=Path, metavar="PREFIX",
+                       help="shuffled, iid, corpus_copy: a dataset, with or without .bin")
     group.add_argument("--permute", choices=typing.get_args(Permute), help="shuffled: what moves (default tokens)")
     group.add_argument("--distribution", choices=typing.get_args(Distribution), help="iid (default unigram)")
-    group.add_argument("--tokens", type=int, metavar="N", help="corpus_copy: a budget in place of --sequences")
+    group.add_argument("--tokens", type=int, metavar="N", help="corpus_copy: a budget in place of "
+                       "--sequences, rounded up to whole sequences; each is written with one token more, its last "
+                       "target")
     helps = {
         "symbols": "dyck, k_shuffle_dyck: kinds of brackets (default 64)",
         "max_depth": "dyck, k_shuffle_dyck: most open at once (default 16)",

@@ -26,6 +26,7 @@ OPTIONS = {
     "corpus_copy": ("base", "sequence_length", "tokens"),
 }
 """Which options belong to which source, beside --sequences, --seed and --output."""
+ENDINGS = (".bin", ".idx", ".json")
 OF_A_RECIPE = ("dataset", "part", "run_dir")
 
 
@@ -62,7 +63,19 @@ def _of_options(arguments: argparse.Namespace) -> "tuple[Request, Path, bool]":
     for name in required:
         if getattr(arguments, name) is None:
             raise ConfigError(f"{flag(name)}: is required. Cure: give it, or a recipe with --recipe.")
-    return _request(arguments, source), arguments.output, False
+    return _request(arguments, source), _output(arguments.output), False
+
+
+def _output(text: str) -> Path:
+    """The prefix that --output names. Raises ConfigError for one that is a folder, or a file of a dataset."""
+    path = Path(text)
+    if not path.name or path.name == ".." or text.endswith("/") or path.is_dir():
+        cure = f"give a name in the folder, without an ending: {path / 'nca'}."
+        raise ConfigError(explain("--output", text, "is a folder and no name of a dataset.", cure))
+    if path.suffix in ENDINGS:
+        reason = "ends like one file of a dataset, which has three: .bin, .idx and .json."
+        raise ConfigError(explain("--output", text, reason, f"give it without the ending: {path.with_suffix('')}."))
+    return path
 
 
 def _request(arguments: argparse.Namespace, source: str) -> "Request":
@@ -70,6 +83,8 @@ def _request(arguments: argparse.Namespace, source: str) -> "Request":
 
     law = _law(arguments) if source == "nca" else NcaLaw()
     values = {name: getattr(arguments, name) for name in ("base", "permute", "distribution", "sequence_length")}
+    if arguments.base is not None and arguments.base.suffix in ENDINGS:
+        values["base"] = arguments.base.with_suffix("")
     dyck = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(DyckLaw)}
     return Request(
         source=source,

@@ -140,7 +140,7 @@ class NcaLaw:
                     "law.allocated_vocab_size",
                     self.allocated_vocab_size,
                     f"is below the {self.num_tokens} tokens in use.",
-                    "raise it or leave it out.",
+                    "raise it, or let it be those in use: --allocated-vocab-size none, in a recipe null.",
                 )
             )
 

@@ -1,5 +1,6 @@
 """`megatron-nca generate` refuses with one message and leaves nothing half-made."""
 
+import re
 import resource
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ import pytest
 import yaml
 
 from megatron_nca.__main__ import main
+from megatron_nca.cli.generate import EXAMPLES
 from megatron_nca.config.law import NcaLaw
+from megatron_nca.config.recipe import load_recipe
 from megatron_nca.data.manifest import Manifest
 from megatron_nca.errors import DataError
 from megatron_nca.sources import nca
@@ -129,6 +132,44 @@ def test_options(tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output", ["", ".", "..", "made", "made/", "new/", "/"])
+def test_an_output_that_is_a_folder(tmp_path, capsys, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    said = refused(capsys, *SMALL, "--sequences", 1, "--output", output)
+    assert f"--output = {output!r}: is a folder" in said
+    assert f"Cure: give a name in the folder, without an ending: {Path(output) / 'nca'}." in said
+    assert [path.name for path in tmp_path.rglob("*")] == ["made"]
+
+
+@pytest.mark.parametrize("ending", ["bin", "idx", "json"])
+def test_an_output_with_an_ending(tmp_path, capsys, ending):
+    said = refused(capsys, *SMALL, "--sequences", 1, "--output", tmp_path / f"a.b.{ending}")
+    assert said.endswith(f"Cure: give it without the ending: {tmp_path / 'a.b'}.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_base_may_be_named_by_a_file_of_it(tmp_path):
+    assert main(["generate", *SMALL, "--sequences", "20", "--output", str(tmp_path / "nca")]) == 0
+    for ending in ("", ".bin", ".idx", ".json"):
+        words = ["--source", "shuffled", "--base", f"{tmp_path / 'nca'}{ending}", "--output", str(tmp_path / "moved")]
+        assert main(["generate", *words]) == 0
+
+
+def test_a_vocabulary_of_the_preset_that_is_too_small_has_a_cure(tmp_path, capsys):
+    options = ["--sequences", 1, "--num-states", 16, "--dry-run", "--band", 0.1, 0.3, "--output", tmp_path / "nca"]
+    assert "Cure: raise it, or let it be those in use: --allocated-vocab-size none" in refused(capsys, *options)
+    assert main(["generate", *map(str, options), "--allocated-vocab-size", "none"]) == 0
+
+
+def test_datasets_that_examples_name_are_in_their_recipes():
+    root = Path(__file__).parents[2]
+    found = re.findall(r"--recipe (launch/\S+) --dataset (\S+)", EXAMPLES)
+    assert found
+    for recipe, name in found:
+        assert name in load_recipe(root / recipe).datasets
 
 
 def test_options_of_a_recipe(tmp_path, capsys, recipe_values):
