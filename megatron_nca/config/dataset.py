@@ -38,6 +38,8 @@ OPTIONAL = {
     "indexed": (),
     "blend": (),
 }
+BYTE_FALLBACK = 258
+"""Pieces of a sentencepiece model before any of text: 256 bytes and two special ones (data/tokenizer.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,19 @@ class Dataset:
             raise ConfigError(
                 explain("held_out_share", self.held_out_share, "must lie between 0 and 1.", "0.05 is usual.")
             )
+
+    def check_numbers(self, where: str) -> None:
+        """Raise ConfigError for a vocabulary or seeds that would be refused only once steps of the run were made."""
+        least, reason, cure = 1, "must be at least 1.", "give that of the tokenizer of the files."
+        if self.source == "corpus":
+            least, reason = BYTE_FALLBACK + 1, f"byte fallback alone takes {BYTE_FALLBACK} pieces of its tokenizer."
+            cure = "512 or more is usual."
+        if self.vocab_size is not None and self.vocab_size < least:
+            raise ConfigError(explain(f"{where}.vocab_size", self.vocab_size, reason, cure))
+        for name in ("seed", "validation_seed"):
+            if not 0 <= getattr(self, name) < 2**64:
+                cure = "give for example 0."
+                raise ConfigError(explain(f"{where}.{name}", getattr(self, name), "must lie in 0..2^64-1.", cure))
 
     def _check_foreign(self) -> None:
         """No setting is skipped in silence."""

@@ -227,11 +227,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_known("control", self.control, self.arms)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(
-                explain("seeds", list(self.seeds), "must be distinct and at least one.", "for example [0, 1, 2].")
-            )
-        for name in self.datasets:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
+            reason = "must be at least one, distinct, in 0..2^32-1."
+            raise ConfigError(explain("seeds", list(self.seeds), reason, "give for example [0, 1, 2]."))
+        for name, dataset in self.datasets.items():
+            dataset.check_numbers(f"datasets.{name}")
             self._check_base(name)
             self._check_blend(name)
         for name, phase in self.phases.items():

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_nca.config.dataset import BYTE_FALLBACK
 from megatron_nca.config.recipe import Recipe, load_recipe, recipe_from_dict
 from megatron_nca.config.schema import to_dict, to_yaml
+from megatron_nca.data import tokenizer
 from megatron_nca.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
@@ -48,6 +50,10 @@ def test_the_released_schedule_stops_at_the_end_of_its_warm_up():
     assert load("paper_openwebtext").phases["text"].optimizer.clip_grad == 1.0
 
 
+def test_the_pieces_of_byte_fallback_are_those_of_the_tokenizer():
+    assert BYTE_FALLBACK == tokenizer.BYTE_PIECES + tokenizer.SPECIAL_PIECES
+
+
 def change(values: dict, dotted: str, value: object) -> dict:
     node = values
     *parents, leaf = dotted.split(".")
@@ -63,6 +69,13 @@ def change(values: dict, dotted: str, value: object) -> dict:
         ("control", "scrach", "Did you mean 'scratch'"),
         ("seeds", [], "at least one"),
         ("seeds", [0, 0], "distinct"),
+        ("seeds", [0, -1], r"seeds = \[0, -1\]: must be at least one, distinct, in 0..2\^32-1. Cure: "),
+        ("seeds", [2**32], r"in 0..2\^32-1"),
+        ("datasets.text", {"source": "indexed", "vocab_size": 0, "train_prefix": "a", "validation_prefix": "b"},
+         "datasets.text.vocab_size = 0: must be at least 1"),
+        ("datasets.text.vocab_size", 258, "datasets.text.vocab_size = 258: byte fallback alone takes 258 pieces"),
+        ("datasets.automata.seed", -3, r"datasets.automata.seed = -3: must lie in 0..2\^64-1. Cure: "),
+        ("datasets.automata.validation_seed", 2**64, "datasets.automata.validation_seed = 18446744073709551616: must"),
         ("phases.text.dataset", "txt", r"phases\.text\.dataset = 'txt': not defined.*'text'"),
         ("phases.text.parallel", {"tensor": 3}, "does not divide"),
         ("phases.text.global_batch_size", 3, "not a multiple of micro_batch_size"),
