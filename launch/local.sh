@@ -15,37 +15,50 @@ python=${PYTHON:-python3}
 if [ -x "$(dirname "$0")/../.venv/bin/python" ] && [ -z "${PYTHON:-}" ]; then
     python=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python
 fi
-if [ $# -lt 1 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
+help=$([ $# -ge 1 ] || echo 2)
+for word in "$@"; do
+    if [ "$word" = -h ] || [ "$word" = --help ]; then help=0; fi
+done
+if [ -n "$help" ]; then
     sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "$0"
-    [ $# -ge 1 ]
-    exit
+    exit "$help"
 fi
 
 nnodes=${NNODES:-1}
 per_node=${NPROC_PER_NODE:-$("$python" - "$nnodes" "$@" <<'PY'
+import argparse
 import sys
 
+from megatron_nca.cli import train
 from megatron_nca.config.recipe import load_recipe
-from megatron_nca.errors import MegatronNcaError
+from megatron_nca.errors import ConfigError, MegatronNcaError, explain
 
-nodes, recipe, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+parser = argparse.ArgumentParser(prog="launch/local.sh", add_help=False)
+train.add_arguments(parser)
+nodes, arguments = sys.argv[1], parser.parse_args(sys.argv[2:])
 try:
-    phase = words[words.index("--phase") + 1] if "--phase" in words else sys.exit("launch/local.sh: --phase is missing.")
-    phases = load_recipe(recipe, [word for word in words if "=" in word and not word.startswith("-")]).phases
-    if phase not in phases:
-        sys.exit(f"launch/local.sh: --phase = {phase!r}: not in {recipe}. Known: {', '.join(phases)}.")
-    size = phases[phase].parallel.world_size
-    if size % nodes:
-        sys.exit(f"launch/local.sh: NNODES = {nodes}: does not divide the {size} ranks of phase {phase!r}.")
-    print(size // nodes)
+    if not nodes.isdecimal() or int(nodes) < 1:
+        raise ConfigError(explain("NNODES", nodes, "is no number of machines.", "give 1 or more, or leave it out."))
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    train.choose(recipe, arguments.phase, arguments.arm, arguments.seed)
+    size = recipe.phases[arguments.phase].parallel.world_size
+    if size % int(nodes):
+        reason = f"does not divide the {size} ranks of phase {arguments.phase!r}."
+        raise ConfigError(explain("NNODES", int(nodes), reason, "take a divisor of it, or change the phase's parallel."))
+    print(size // int(nodes))
 except MegatronNcaError as error:
-    sys.exit(f"launch/local.sh: {error}")
+    print(f"launch/local.sh: {error}", file=sys.stderr)
+    sys.exit(2)
 PY
 )}
 
-if [ "$nnodes" -gt 1 ]; then
-    : "${NODE_RANK:?NNODES is above 1: set NODE_RANK to 0 on the first machine, 1 on the next}"
-    : "${MASTER_ADDR:?NNODES is above 1: set MASTER_ADDR to the first machine}"
+refuse() {
+    echo "launch/local.sh: $1" >&2
+    exit 2
+}
+if [ "$nnodes" != 1 ]; then
+    [ -n "${NODE_RANK:-}" ] || refuse "NNODES = $nnodes: set NODE_RANK to 0 on the first machine, 1 on the next"
+    [ -n "${MASTER_ADDR:-}" ] || refuse "NNODES = $nnodes: set MASTER_ADDR to the first machine"
     meeting=(--nnodes "$nnodes" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29400}")
 else
     meeting=(--standalone)

@@ -1,6 +1,7 @@
 """launch/local.sh: the torchrun command that it makes of a recipe."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "local.sh"
 DEMO = "launch/recipes/demo.yaml"
+RUN = ("--run-dir", "x")
+SCRATCH = ("--arm", "scratch", *RUN)
 RELEASED = "launch/recipes/released_openwebtext.yaml"
 
 
@@ -33,8 +36,20 @@ def test_overrides_count_when_the_ranks_are_counted():
     assert "--nproc-per-node 4" in output
 
 
+@pytest.mark.parametrize("words", [
+    (DEMO, "--phase=nca", "--run-dir=x"),
+    ("--phase", "nca", DEMO, "--run-dir", "x"),
+    ("--run-dir", "runs/a=b", "--phase", "nca", DEMO),
+    ("--seed", "0", DEMO, "phases.nca.parallel.tensor=2", "--phase", "nca", "--run-dir", "x"),
+])
+def test_words_in_any_order_and_form(words):
+    result = launch(*words)
+    assert result.returncode == 0 and "--nproc-per-node 2" in result.stdout, result.stderr
+    assert shlex.split(result.stdout)[-len(words):] == list(words)
+
+
 def test_two_machines_share_the_ranks():
-    words = (RELEASED, "--phase", "text", "--run-dir", "x")
+    words = (RELEASED, "--phase", "text", *SCRATCH)
     output = launch(*words, NNODES="2", NODE_RANK="1", MASTER_ADDR="first").stdout
     assert "--nnodes 2 --node-rank 1 --master-addr first --master-port 29400 --nproc-per-node 4" in output
 
@@ -42,16 +57,20 @@ def test_two_machines_share_the_ranks():
 @pytest.mark.parametrize(
     ("words", "environment", "message"),
     [
-        ((DEMO, "--run-dir", "x"), {}, "--phase is missing"),
-        ((DEMO, "--phase", "txt"), {}, "Known: nca, text"),
-        ((DEMO, "--phase", "text"), {"NNODES": "3", "NODE_RANK": "0", "MASTER_ADDR": "a"}, "does not divide"),
-        ((RELEASED, "--phase", "text"), {"NNODES": "2"}, "set NODE_RANK"),
-        (("none.yaml", "--phase", "text"), {}, "cannot be read"),
+        ((DEMO, "--run-dir", "x"), {}, "required: --phase"),
+        ((DEMO, "--phase", "text"), {}, "required: --run-dir"),
+        ((DEMO, "--phase", "txt", *RUN), {}, "--phase = 'txt': not a phase of this recipe. Did you mean 'text'?"),
+        ((DEMO, "--phase", "text", "--arm", "none", *RUN), {}, "--arm = 'none': no arm"),
+        ((DEMO, "--phase", "text", *SCRATCH), {"NNODES": "3", "NODE_RANK": "0", "MASTER_ADDR": "a"}, "does not divide"),
+        ((DEMO, "--phase", "text", *SCRATCH), {"NNODES": "0"}, "NNODES = '0': is no number"),
+        ((RELEASED, "--phase", "text", *SCRATCH), {"NNODES": "2"}, "set NODE_RANK"),
+        ((RELEASED, "--phase", "text", *SCRATCH), {"NNODES": "2", "NODE_RANK": "0"}, "set MASTER_ADDR"),
+        (("none.yaml", "--phase", "text", *RUN), {}, "cannot be read"),
     ],
 )
 def test_what_cannot_be_launched_is_said(words, environment, message):
     result = launch(*words, **environment)
-    assert result.returncode != 0
+    assert result.returncode == 2
     assert message in result.stderr and "Traceback" not in result.stderr
     assert not result.stdout
 
@@ -59,4 +78,5 @@ def test_what_cannot_be_launched_is_said(words, environment, message):
 def test_help_is_its_own_head():
     result = launch("--help")
     assert result.returncode == 0 and result.stdout.startswith("Train one phase of a recipe")
-    assert launch().returncode == 1
+    assert launch(DEMO, "--help").stdout == result.stdout
+    assert launch().returncode == 2
