@@ -82,13 +82,14 @@ def _norms(a: torch.Tensor, b: torch.Tensor) -> dict:
 
 
 def _summary(rows: list[dict]) -> dict:
-    """Of a component: how many rows are the same, and the change of those of one shape as if they were one tensor."""
+    """Of a component: how many rows are the same, and the change of those of one shape as if they were one tensor,
+    null where there are none."""
     measured = [row for row in rows if "distance" in row]
     distance, before = (math.sqrt(sum(row[key] ** 2 for row in measured)) for key in ("distance", "norm"))
     numbers = sum(row["count"] for row in measured)
     return {"rows": len(rows), "same": sum(row["same"] for row in rows), "other shape": len(rows) - len(measured),
-            "distance": distance, "relative": distance / before if before else None,
-            "largest": max((row["largest"] for row in measured), default=0.0),
+            "distance": distance if measured else None, "relative": distance / before if before else None,
+            "largest": max((row["largest"] for row in measured), default=None),
             "changed": sum(row["changed"] * row["count"] for row in measured) / numbers if numbers else None}
 
 
@@ -103,20 +104,30 @@ def format_difference(found: dict, tensors: bool) -> str:
         rows = [(row["name"] + (f" ({row['part']})" if row["part"] else ""), *_cells(row)) for row in found["tensors"]]
     else:
         head = ("component", "same bits", "|change|", "relative", "largest", "changed")
-        rows = [(name, f"{row['same']} of {row['rows']}", short(row["distance"]), short(row["relative"]),
-                 short(row["largest"]), "" if row["changed"] is None else f"{row['changed']:.2%}")
-                for name, row in found["components"].items()]
+        rows = [(name, *_cells_together(row)) for name, row in found["components"].items()]
     lines += aligned([head, *rows])
     lines += [f"{row['name']}: {_shape(row['shapes'][0])} there, {_shape(row['shapes'][1])} here"
               for row in found["tensors"] if "shapes" in row]
     return "\n".join(lines)
 
 
+_NOT_COMPARABLE = ("not comparable", "-", "-", "-", "-")
+"""Of other shapes, or in one of the two only."""
+
+
 def _cells(row: dict) -> tuple[str, ...]:
-    if "shapes" in row:
-        return "other shape", "", "", "", ""
-    figures = (short(row[key]) for key in ("distance", "relative", "largest"))
-    return "yes" if row["same"] else "no", *figures, f"{row['changed']:.2%}"
+    return _NOT_COMPARABLE if "shapes" in row else ("yes" if row["same"] else "no", *_measured(row))
+
+
+def _cells_together(row: dict) -> tuple[str, ...]:
+    if row["other shape"] == row["rows"]:
+        return _NOT_COMPARABLE
+    others = f", {row['other shape']} not comparable" if row["other shape"] else ""
+    return f"{row['same']} of {row['rows']}{others}", *_measured(row)
+
+
+def _measured(row: dict) -> tuple[str, ...]:
+    return *(short(row[key]) for key in ("distance", "relative", "largest")), f"{row['changed']:.2%}"
 
 
 def _shape(shape: list[int] | None) -> str:

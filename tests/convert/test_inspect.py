@@ -14,7 +14,7 @@ from sample_checkpoints import CONFIG, random_checkpoint, values, write_random
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.convert import megatron
 from megatron_nca.convert.canonical import CanonicalCheckpoint, cast
-from megatron_nca.convert.difference import difference
+from megatron_nca.convert.difference import difference, format_difference
 from megatron_nca.convert.inspect import figures, together
 
 
@@ -107,6 +107,12 @@ def test_other_types_shapes_and_numbers_that_are_not_finite():
     assert wider["model settings"] == {"vocab_size": [200, 300], "tied_embeddings": [False, True]}
     shapes = {row["name"]: row["shapes"] for row in wider["tensors"] if "shapes" in row}
     assert shapes == {"embedding.weight": [[256, 32], [384, 32]], "head.weight": [[256, 32], None]}
+    sums = wider["components"]["embedding"]
+    assert [sums[key] for key in ("distance", "relative", "largest", "changed")] == [None] * 4
+    tables = [format_difference(wider, tensors).splitlines() for tensors in (False, True)]
+    for name, table in zip(("embedding", "embedding.weight"), tables, strict=True):
+        (line,) = [line for line in table if line.split()[0] == name]
+        assert line.split() == [name, "not", "comparable", "-", "-", "-", "-"]
 
 
 def test_the_table_and_the_plot_of_a_difference(trained: Path, tmp_path: Path, look: Callable):
