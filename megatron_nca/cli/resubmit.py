@@ -10,6 +10,7 @@ from megatron_nca.cluster import submission
 from megatron_nca.cluster.profile import load_cluster
 from megatron_nca.cluster.script import Place
 from megatron_nca.config.recipe import load_recipe
+from megatron_nca.errors import ConfigError, explain
 
 EXAMPLES = """examples:
   megatron-nca resubmit runs/demo
@@ -27,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     run_folder = opened(arguments.run_dir.absolute())
+    if arguments.cluster is None and not run_folder.slurm.cluster.is_file():
+        words = f"`megatron-nca submit {run_folder.recipe} --cluster FILE --run-dir {run_folder.path}`"
+        cure = f"{words}, or name the cluster with --cluster."
+        raise ConfigError(explain("RUN", str(run_folder.path), "was never submitted to a cluster.", cure))
     recipe = load_recipe(run_folder.recipe)
     cluster = load_cluster(arguments.cluster or run_folder.slurm.cluster)
     place = Place(run=run_folder.path, working=Path.cwd(), python=sys.executable, name=recipe.name)

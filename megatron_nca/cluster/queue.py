@@ -18,6 +18,9 @@ ASK_SECONDS = 30.0
 FIELDS = "%F|%K|%T|%r|%L|%N"
 OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 
+UNREACHABLE = re.compile("configuration source|Unable to contact|Connection refused|Socket timed out")
+"""Of what Slurm's programs say where there is no Slurm, or it is down."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -149,5 +152,8 @@ def _ask(*words: str) -> str:
         raise LaunchError(f"{words[0]}: no answer in 120 s. Cure: look with sinfo whether Slurm is up.") from error
     if result.returncode:
         said = result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}"
+        if UNREACHABLE.search(said):
+            cure = "go to a machine of the cluster, or look with sinfo whether Slurm is up."
+            raise LaunchError(f"{words[0]}: Slurm does not answer ({said.splitlines()[-1]}). Cure: {cure}")
         raise LaunchError(f"{' '.join(words[:2])}: {said}")
     return result.stdout

@@ -124,8 +124,9 @@ def check_free(run: RunFolder) -> None:
         entries = in_queue(queue.ask_entries(), numbers)
     except LaunchError as error:
         names = ", ".join(job.name for job in left[:5])
-        raise ConfigError(explain("run folder", str(run.path), f"a plan on Slurm has jobs left here ({names}), and "
-                          f"whether they live cannot be asked: {error}", cancel)) from error  # fmt: skip
+        said = str(error).partition(" Cure:")[0]
+        reason = f"a plan on Slurm has jobs left here ({names}), and whether they live cannot be asked: {said}"
+        raise ConfigError(explain("run folder", str(run.path), reason, cancel)) from error
     live = {name: entry for name, found in entries.items() for entry in found if not entry.is_over}
     if live:
         name, entry = next(iter(live.items()))

@@ -8,13 +8,14 @@ import plans
 import pytest
 
 from megatron_nca import files
+from megatron_nca.__main__ import main
 from megatron_nca.cluster import record, submission
 from megatron_nca.cluster.profile import Cluster
 from megatron_nca.cluster.record import Submission
 from megatron_nca.cluster.script import Place
 from megatron_nca.cluster.submission import Planned
 from megatron_nca.config.recipe import recipe_from_dict
-from megatron_nca.config.schema import build
+from megatron_nca.config.schema import build, to_yaml
 from megatron_nca.errors import ConfigError, LaunchError
 from megatron_nca.run_dir import RunFolder
 
@@ -59,6 +60,34 @@ def test_a_folder_in_which_another_is_at_work(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=f"another `megatron-nca {verb}` is at work there"):
             submission.submit(wanted, print)
         os.close(descriptor)
+
+
+SAID = {
+    "no cluster": "scontrol: error: fetch_config: DNS SRV lookup failed\n"
+                  "scontrol: fatal: Could not establish a configuration source",
+    "down": "slurm_load_ctl_conf error: Unable to contact slurm controller (connect failure)",
+}
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+def test_a_machine_from_which_slurm_does_not_answer(tmp_path, monkeypatch, said):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "scontrol").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    (programs / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(LaunchError, match=r"^scontrol: Slurm does not answer \(.*\)\. Cure: go to a machine"):
+        submission.submit(planned(tmp_path), print)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resubmitting_a_run_that_was_never_submitted(tmp_path, capsys):
+    run = planned(tmp_path).run
+    run.path.mkdir()
+    run.recipe.write_text(to_yaml(planned(tmp_path).recipe))
+    assert main(["resubmit", str(run.path)]) == 2
+    said = capsys.readouterr().err
+    assert f"RUN = '{run.path}': was never submitted to a cluster. Cure: `megatron-nca submit {run.recipe}" in said
 
 
 def test_a_folder_whose_plan_may_live_where_slurm_cannot_be_asked(tmp_path, monkeypatch):
