@@ -63,9 +63,9 @@ class Format:
 def _tells_ours(path: Path) -> str | None:
     if (path / "run_config.yaml").is_file():
         return "run_config.yaml"
-    inside = next((child.name for child in _folders(path) if re.fullmatch(r"iter_\d+", child.name)
-                   and (child / "run_config.yaml").is_file()), None)
-    return inside and f"{inside}/run_config.yaml"
+    inside = (child for child in _folders(path) if re.fullmatch(r"iter_\d+", child.name))
+    of_a_series = any((child / "run_config.yaml").is_file() for child in inside)
+    return "iter_*/run_config.yaml" if of_a_series else None  # which of them is taken, `read` says
 
 
 def _tells_hf(path: Path) -> str | None:

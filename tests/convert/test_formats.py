@@ -1,6 +1,7 @@
 """The verb `convert format`: which format a source is of, what is read back, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,9 +37,10 @@ def test_a_series_gives_its_newest_whole_iteration(tmp_path: Path, trained: Path
     series = tmp_path / "checkpoints"
     series.mkdir()
     trained.rename(series / "iter_0000040")
+    shutil.copytree(series / "iter_0000040", series / "iter_0000020")
     code, out, _ = convert("megatron-nca", "--from", series, "--to", tmp_path / "new")
     assert code == 0
-    assert "told by iter_0000040/run_config.yaml" in out
+    assert f"from {series / 'iter_0000040'}: megatron-nca (told by iter_*/run_config.yaml)\n" in out
     assert f"note: {series}: takes iteration 40, the newest whole one" in out
 
 
