@@ -6,6 +6,7 @@ same documents in the same order.
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -263,13 +264,26 @@ class _Place:
     line: int | None = None
 
     def __call__(self) -> str:
-        if self.line is not None:
-            return f"{self.path}:{self.line}"
-        number, left = 1, self.byte
-        with open(self.path, "rb") as file:
-            while left and (block := file.read(min(left, _BLOCK))):
-                number, left = number + block.count(b"\n"), left - len(block)
-        return f"{self.path}:{number}"
+        return f"{self.path}:{_line_at(self.path, self.byte) if self.line is None else self.line}"
+
+
+_COUNTED: dict[Path, tuple[tuple[int, int, int], int, int]] = {}
+"""Of a file which one it was, the last byte that was asked for, and its line: the next is counted on from there, since
+a process goes through its stretches in their order."""
+
+
+def _line_at(path: Path, byte: int) -> int:
+    with open(path, "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        which = (status.st_ino, status.st_size, status.st_mtime_ns)
+        known, position, number = _COUNTED.get(path, (which, 0, 1))
+        if known != which or position > byte:
+            position, number = 0, 1
+        file.seek(position)
+        while block := file.read(min(byte - position, _BLOCK)):
+            number, position = number + block.count(b"\n"), position + len(block)
+    _COUNTED[path] = which, position, number
+    return number
 
 
 def _whole_file(path: Path, keys: int, longest: int) -> list[str] | Bad:
