@@ -202,3 +202,17 @@ def parse_line(path: Path, number: int, line: bytes, keys: list[str]) -> list[st
             raise BadLine("half a surrogate pair", f"{where}: the text of {key!r} holds half of a surrogate pair "
                           f"({error.reason}). Cure: write the text as UTF-8.") from error
     return [record[key] for key in keys]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A document that could not be taken: why in a few words, a sentence with file and place, and its bytes."""
+
+    kind: str
+    reason: str
+    raw: bytes
+
+
+def bad_for_length(what: str, longest: int, content: bytes) -> Bad:
+    return Bad("too long", f"{what} is longer than {longest:,} bytes. Cure: take it out. preprocess_corpus.py has "
+               "--longest-document for more, which takes more memory, and --on-bad-line skip.", content[:1000])

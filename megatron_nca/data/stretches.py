@@ -4,17 +4,16 @@ Where a stretch begins depends on the inputs alone, so any number of processes, 
 same documents in the same order.
 """
 
-import gzip
 import io
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from megatron_nca.data.corpus import BadLine, parse_line, utf8_bytes
-from megatron_nca.data.tool import needed_for
+from megatron_nca.data.compressed import COMPRESSED, TORN, decompressed
+from megatron_nca.data.corpus import Bad, BadLine, bad_for_length, parse_line
+from megatron_nca.data.parquet_rows import opened, rows
 from megatron_nca.errors import DataError, explain
 
 SMALLEST, LARGEST, AIMED_AT = 8 << 20, 256 << 20, 1000
@@ -23,8 +22,6 @@ LONGEST = 64 << 20
 """Bytes of a document, or of the line that holds it, above which it is bad: a tokenizer takes up to a hundred times as
 much memory."""
 _BLOCK = 1 << 20
-COMPRESSED = (".gz", ".zst")
-_TORN = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,6 @@ class Stretch:
     """The lines themselves where the file is compressed and has to be read from its beginning."""
     first_line: int | None = None
     """Of `content`, in its file, from 1."""
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A document that could not be taken: why in a few words, a sentence with file and place, and its bytes."""
-
-    kind: str
-    reason: str
-    raw: bytes
 
 
 def recognise(paths: Sequence[Path], suffixes: Sequence[str] = ()) -> tuple[Input, ...]:
@@ -122,7 +110,7 @@ def cut(inputs: Sequence[Input], size: int, longest: int = LONGEST) -> Iterator[
 
 def _cut_one(each: Input, size: int, number: int, longest: int) -> Iterator[Stretch]:
     if each.kind == "parquet":
-        groups = range(_parquet(each.path).num_row_groups)
+        groups = range(opened(each.path).num_row_groups)
         yield from (Stretch(number + group, (each,), group, group + 1) for group in groups)
     elif each.is_compressed:
         line = 1
@@ -138,7 +126,7 @@ def _cut_one(each: Input, size: int, number: int, longest: int) -> Iterator[Stre
 def _blocks_of_lines(path: Path, size: int, longest: int) -> Iterator[tuple[bytes, int]]:
     """A compressed file as blocks of whole lines of about `size` bytes, and their numbers of lines. Of a line that is
     too long only the beginning is there, still too long."""
-    with _decompressed(path) as file:
+    with decompressed(path) as file:
         block, lines = bytearray(), 0
         try:
             while line := file.readline(longest + 2):
@@ -149,7 +137,7 @@ def _blocks_of_lines(path: Path, size: int, longest: int) -> Iterator[tuple[byte
                 if len(block) >= size:
                     yield bytes(block), lines
                     block, lines = bytearray(), 0
-        except _TORN as error:
+        except TORN as error:
             raise DataError(f"{path}: is cut off or damaged ({error}). Cure: fetch it again.") from error
         if block:
             yield bytes(block), lines
@@ -165,49 +153,6 @@ def _pass_rest(file: BinaryIO, line: bytes, longest: int) -> int:
     return count
 
 
-def _decompressed(path: Path) -> BinaryIO:
-    try:
-        return gzip.open(path, "rb") if path.suffix == ".gz" else io.BufferedReader(_Zstandard(path), _BLOCK)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
-
-
-class _Zstandard(io.RawIOBase):
-    """A .zst file decompressed. The library's own reader takes a file that is cut off for one that has ended."""
-
-    def __init__(self, path: Path) -> None:
-        with needed_for(str(path)):
-            import zstandard
-        self._begin = zstandard.ZstdDecompressor().decompressobj
-        self._damaged = zstandard.ZstdError
-        self._file, self._frame, self._left = open(path, "rb"), None, b""  # noqa: SIM115 - closed by close
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._left:
-            block = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
-            block = block or self._file.read(_BLOCK)
-            if not block:
-                if self._frame is not None and not self._frame.eof:
-                    raise EOFError("it ends within a frame")
-                return 0
-            if self._frame is None or self._frame.eof:
-                self._frame = self._begin()
-            try:
-                self._left = self._frame.decompress(block)
-            except self._damaged as error:
-                raise EOFError(str(error)) from error
-        count = min(len(buffer), len(self._left))
-        buffer[:count], self._left = self._left[:count], self._left[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 def documents(stretch: Stretch, keys: Sequence[str], longest: int = LONGEST) -> Iterator[list[str] | Bad]:
     """The texts under `keys` of each document of a stretch, or what is wrong with it.
 
@@ -217,22 +162,17 @@ def documents(stretch: Stretch, keys: Sequence[str], longest: int = LONGEST) -> 
     if stretch.inputs[0].kind == "text":
         yield from (_whole_file(each.path, len(keys), longest) for each in stretch.inputs)
     elif stretch.inputs[0].kind == "parquet":
-        yield from _rows(stretch, keys, longest)
+        yield from rows(stretch.inputs[0].path, range(stretch.start, stretch.stop), keys, longest)
     else:
         path = stretch.inputs[0].path
         for place, line in _lines(stretch, longest):
             if len(line) - line.endswith(b"\n") > longest:
-                yield _bad_for_length(f"{place()}: the line", longest, line)
+                yield bad_for_length(f"{place()}: the line", longest, line)
                 continue
             try:
                 yield parse_line(path, 0, line, list(keys))
             except BadLine as error:
                 yield Bad(error.kind, str(error).replace(f"{path}:0", place(), 1), line)
-
-
-def _bad_for_length(what: str, longest: int, content: bytes) -> Bad:
-    return Bad("too long", f"{what} is longer than {longest:,} bytes. Cure: take it out. preprocess_corpus.py has "
-               "--longest-document for more, which takes more memory, and --on-bad-line skip.", content[:1000])
 
 
 def _lines(stretch: Stretch, longest: int) -> Iterator[tuple["_Place", bytes]]:
@@ -289,42 +229,10 @@ def _line_at(path: Path, byte: int) -> int:
 def _whole_file(path: Path, keys: int, longest: int) -> list[str] | Bad:
     try:
         if path.stat().st_size > longest:
-            return _bad_for_length(f"{path}: it", longest, b"")
+            return bad_for_length(f"{path}: it", longest, b"")
         content = path.read_bytes()
         return [content.decode("utf-8")] * keys
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
     except UnicodeDecodeError as error:
         return Bad("not UTF-8", f"{path}: is not UTF-8 ({error.reason} at byte {error.start}).", content)
-
-
-def _parquet(path: Path) -> object:
-    with needed_for(str(path)):
-        import pyarrow
-        from pyarrow import parquet
-    try:
-        return parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"{path}: is no Parquet file, or cut off ({str(error)[:200]}). "
-                        "Cure: fetch it again.") from error
-
-
-def _rows(stretch: Stretch, keys: Sequence[str], longest: int) -> Iterator[list[str] | Bad]:
-    path = stretch.inputs[0].path
-    file = _parquet(path)
-    types = {field.name: str(field.type) for field in file.schema_arrow}
-    for key in keys:
-        if types.get(key) not in ("string", "large_string"):
-            what = f"is {types[key]}, not text" if key in types else f"is not there; it has {', '.join(types)}"
-            raise DataError(f"{path}: the column {key!r} {what}. Cure: name another with --json-keys.")
-    for group in range(stretch.start, stretch.stop):
-        table = file.read_row_group(group, columns=list(keys))
-        for row, texts in enumerate(zip(*(table.column(key).to_pylist() for key in keys), strict=True)):
-            missing = [key for key, text in zip(keys, texts, strict=True) if text is None]
-            place = f"{path}: row {row} of group {group}"
-            if missing:
-                yield Bad("a key is missing", f"{place} has no {missing[0]!r}.", b"")
-            elif max(map(utf8_bytes, texts)) > longest:
-                yield _bad_for_length(place, longest, b"")
-            else:
-                yield list(texts)
