@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_nca.data.tool import needed_for
-from megatron_nca.errors import DataError
 
 COMPRESSED = (".gz", ".zst")
 TORN = (EOFError, gzip.BadGzipFile, zlib.error)
 """What reading a file that is cut off or damaged raises."""
 _BLOCK = 1 << 20
+_LARGEST_WINDOW = 1 << 31
+"""Of a .zst file (zstd --long=31), in bytes of memory; the library's own limit is 2^27."""
 
 
 def decompressed(path: Path) -> BinaryIO:
-    try:
-        return gzip.open(path, "rb") if path.suffix == ".gz" else io.BufferedReader(_Zstandard(path), _BLOCK)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
+    """Raises OSError, and DataError without the package for .zst."""
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else io.BufferedReader(_Zstandard(path), _BLOCK)
 
 
 class _Zstandard(io.RawIOBase):
@@ -28,7 +27,7 @@ class _Zstandard(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         with needed_for(str(path)):
             import zstandard
-        self._begin = zstandard.ZstdDecompressor().decompressobj
+        self._begin = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj
         self._damaged = zstandard.ZstdError
         self._file, self._frame, self._left = open(path, "rb"), None, b""  # noqa: SIM115 - closed by close
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from megatron_nca import files
+from megatron_nca.data.given import files_below
 from megatron_nca.errors import DataError, explain
 
 PARTS = ("train", "validation")
@@ -46,8 +47,10 @@ def stdlib_files(root: Path | None = None) -> Iterator[tuple[str, bytes]]:
     Links are left out, since they lead to files of the machine's own. Raises DataError if the folder holds none.
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py") if not path.is_symlink()}
-    names = sorted(name for name in paths if FOREIGN_FOLDERS.isdisjoint(name.split("/")))
+    there = files_below(root, lambda path: path.name in FOREIGN_FOLDERS)[0] if root.is_dir() else []
+    there = [path for path in there if path.suffix == ".py" and not path.is_symlink()]
+    paths = {path.relative_to(root).as_posix(): path for path in there}
+    names = sorted(paths)
     if not names:
         raise DataError(f"{root}: holds no .py file, so there is no standard library to read. "
                         "Cure: give a text with --input.")

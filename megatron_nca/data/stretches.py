@@ -4,15 +4,19 @@ Where a stretch begins depends on the inputs alone, so any number of processes, 
 same documents in the same order.
 """
 
+import codecs
+import functools
 import io
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from megatron_nca.data.compressed import COMPRESSED, TORN, decompressed
 from megatron_nca.data.corpus import Bad, BadLine, bad_for_length, parse_line
+from megatron_nca.data.given import check_file, files_below, reading
 from megatron_nca.data.parquet_rows import opened, rows
 from megatron_nca.errors import DataError, explain
 
@@ -22,6 +26,8 @@ LONGEST = 64 << 20
 """Bytes of a document, or of the line that holds it, above which it is bad: a tokenizer takes up to a hundred times as
 much memory."""
 _BLOCK = 1 << 20
+LINES, TEXT = (".jsonl", ".json", ".ndjson"), (".txt", ".md", ".rst")
+"""Endings, in any case; of a folder, files of text are taken only by --suffixes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,13 @@ class Input:
 
     @property
     def is_compressed(self) -> bool:
-        return self.path.suffix in COMPRESSED
+        return self.path.suffix.lower() in COMPRESSED
+
+    @property
+    def size(self) -> int:
+        """In bytes, as it lies on the disk."""
+        with reading(self.path):
+            return self.path.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -51,40 +63,83 @@ class Stretch:
     """Of `content`, in its file, from 1."""
 
 
-def recognise(paths: Sequence[Path], suffixes: Sequence[str] = ()) -> tuple[Input, ...]:
+def recognise(paths: Sequence[Path], suffixes: Sequence[str] = (),
+              is_left_out: Callable[[Path], bool] = lambda path: False) -> tuple[Input, ...]:
     """The files behind `paths`, folders entered in the order of their names.
 
     In a folder: what ends in one of `suffixes`, each file a document of text, or without them all JSONL and Parquet
-    files. Raises DataError for what is missing, of no known kind, or a folder without such files.
+    files; nothing for which `is_left_out`. What else is there goes to stderr. Raises DataError for what is missing, of
+    no known kind, not to be read, or a folder without such files.
     """
     found = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(child for child in path.rglob("*") if child.is_file() and not child.is_symlink())
-            inside = [child for child in inside if (child.suffix in suffixes if suffixes else _kind(child))]
-            if not inside:
-                wanted = " or ".join(suffixes or (".jsonl", ".parquet"))
-                raise DataError(explain("--input", str(path), f"holds no {wanted} file.", "check the folder."))
-            found += [Input(child, "text" if suffixes else _kind(child)) for child in inside]
-        elif not path.is_file():
-            raise DataError(f"{path}: is missing. Cure: check --input.")
+        if os.path.isdir(path):
+            found += _inside(path, suffixes, is_left_out)
         else:
-            found.append(Input(path, "text" if path.suffix in suffixes else _kind(path) or "jsonl"))
+            check_file(path)
+            found.append(Input(path, "text" if path.suffix in suffixes else _kind_of_named(path)))
     return tuple(found)
 
 
+def _inside(folder: Path, suffixes: Sequence[str], is_left_out: Callable[[Path], bool]) -> list[Input]:
+    there, links = files_below(folder, is_left_out)
+    if suffixes:
+        found = [Input(path, "text") for path in there if path.suffix in suffixes]
+    else:
+        found = [Input(path, _kind(path)) for path in there if _kind(path)]
+    if not found:
+        wanted = " or ".join(suffixes or (".jsonl", ".parquet"))
+        raise DataError(explain("--input", str(folder), f"holds no {wanted} file.", "check the folder."))
+    for each in found:
+        check_file(each.path)
+    if len(found) < len(there) and not suffixes:
+        others = [path for path in there if not _kind(path)]
+        what = "file is" if len(others) == 1 else "files are"
+        print(f"{folder}: {len(others):,} {what} neither JSONL nor Parquet and left out, for example "
+              f"{others[0].relative_to(folder)}", file=sys.stderr)
+    if links:
+        what = "link to a folder is" if len(links) == 1 else "links to folders are"
+        print(f"{folder}: {len(links):,} {what} not entered, for example {links[0].relative_to(folder)}",
+              file=sys.stderr)
+    return found
+
+
 def _kind(path: Path) -> str | None:
-    inner = Path(path.stem) if path.suffix in COMPRESSED else path
-    if inner.suffix in (".jsonl", ".json", ".ndjson"):
+    """By the name alone."""
+    inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
+    if inner.suffix.lower() in LINES:
         return "jsonl"
-    if path.suffix == ".parquet":
-        return "parquet"
-    return "text" if path.suffix in (".txt", ".md", ".rst") else None
+    return "parquet" if path.suffix.lower() == ".parquet" else None
+
+
+def _kind_of_named(path: Path) -> str:
+    """Of a file that the user named: any name will do for JSONL. Raises DataError."""
+    if kind := _kind(path):
+        return kind
+    if path.suffix.lower() in TEXT:
+        return "text"
+    if not _begins_as_jsonl(path):
+        ending = "".join(path.suffixes[-2 if path.suffix.lower() in COMPRESSED else -1 :])
+        what = f"ends in {ending}" if ending else "has no ending"
+        raise DataError(f"{path}: {what} and holds no JSONL. Cure: unpack it, or give it the ending of what it is: "
+                        f"{', '.join(LINES)} (also {' and '.join(COMPRESSED)}), .parquet, {', '.join(TEXT)}.")
+    return "jsonl"
+
+
+def _begins_as_jsonl(path: Path) -> bool:
+    """Also of an empty file, and of one that is damaged, which who reads it says."""
+    opens = decompressed if path.suffix.lower() in COMPRESSED else functools.partial(open, mode="rb")
+    with reading(path), opens(path) as file:
+        try:
+            begin = file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()
+        except TORN:
+            return True
+    return not begin or begin.startswith(b"{")
 
 
 def size_of_stretches(inputs: Sequence[Input]) -> int:
     """Bytes of input in a stretch, a function of the inputs' sizes."""
-    return min(max(sum(each.path.stat().st_size for each in inputs) // AIMED_AT, SMALLEST), LARGEST)
+    return min(max(sum(each.size for each in inputs) // AIMED_AT, SMALLEST), LARGEST)
 
 
 def cut(inputs: Sequence[Input], size: int, longest: int = LONGEST) -> Iterator[Stretch]:
@@ -94,7 +149,7 @@ def cut(inputs: Sequence[Input], size: int, longest: int = LONGEST) -> Iterator[
     for each in inputs:
         if each.kind == "text":
             texts.append(each)
-            held += each.path.stat().st_size
+            held += each.size
             if held < size:
                 continue
         if texts:
@@ -118,7 +173,7 @@ def _cut_one(each: Input, size: int, number: int, longest: int) -> Iterator[Stre
             yield Stretch(number + offset, (each,), content=content, first_line=line)
             line += lines
     else:
-        total = each.path.stat().st_size
+        total = each.size
         for offset, start in enumerate(range(0, total, size)):
             yield Stretch(number + offset, (each,), start, min(start + size, total))
 
@@ -126,7 +181,7 @@ def _cut_one(each: Input, size: int, number: int, longest: int) -> Iterator[Stre
 def _blocks_of_lines(path: Path, size: int, longest: int) -> Iterator[tuple[bytes, int]]:
     """A compressed file as blocks of whole lines of about `size` bytes, and their numbers of lines. Of a line that is
     too long only the beginning is there, still too long."""
-    with decompressed(path) as file:
+    with reading(path), decompressed(path) as file:
         block, lines = bytearray(), 0
         try:
             while line := file.readline(longest + 2):
@@ -160,7 +215,7 @@ def documents(stretch: Stretch, keys: Sequence[str], longest: int = LONGEST) -> 
     than `longest` bytes is bad.
     """
     if stretch.inputs[0].kind == "text":
-        yield from (_whole_file(each.path, len(keys), longest) for each in stretch.inputs)
+        yield from (_whole_file(each.path, longest) for each in stretch.inputs)
     elif stretch.inputs[0].kind == "parquet":
         yield from rows(stretch.inputs[0].path, range(stretch.start, stretch.stop), keys, longest)
     else:
@@ -182,17 +237,14 @@ def _lines(stretch: Stretch, longest: int) -> Iterator[tuple["_Place", bytes]]:
         for number, line in enumerate(io.BytesIO(stretch.content), stretch.first_line):
             yield _Place(path, line=number), line
         return
-    try:
-        with open(path, "rb", buffering=_BLOCK) as file:
-            position = stretch.start
-            if position:  # the line at work there belongs to the stretch before, unless it just ended
-                file.seek(position - 1)
-                position += len(file.readline(stretch.stop - position + 1)) - 1
-            while position < stretch.stop and (line := file.readline(longest + 2)):
-                yield _Place(path, position), line
-                position += len(line) + _pass_rest(file, line, longest)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
+    with reading(path), open(path, "rb", buffering=_BLOCK) as file:
+        position = stretch.start
+        if position:  # the line at work there belongs to the stretch before, unless it just ended
+            file.seek(position - 1)
+            position += len(file.readline(stretch.stop - position + 1)) - 1
+        while position < stretch.stop and (line := file.readline(longest + 2)):
+            yield _Place(path, position), line
+            position += len(line) + _pass_rest(file, line, longest)
 
 
 @dataclass(frozen=True)
@@ -213,7 +265,7 @@ a process goes through its stretches in their order."""
 
 
 def _line_at(path: Path, byte: int) -> int:
-    with open(path, "rb", buffering=0) as file:
+    with reading(path), open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         which = (status.st_ino, status.st_size, status.st_mtime_ns)
         known, position, number = _COUNTED.get(path, (which, 0, 1))
@@ -226,13 +278,13 @@ def _line_at(path: Path, byte: int) -> int:
     return number
 
 
-def _whole_file(path: Path, keys: int, longest: int) -> list[str] | Bad:
-    try:
+def _whole_file(path: Path, longest: int) -> list[str] | Bad:
+    with reading(path):
         if path.stat().st_size > longest:
             return bad_for_length(f"{path}: it", longest, b"")
         content = path.read_bytes()
-        return [content.decode("utf-8")] * keys
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path.") from error
+    try:
+        return [content.decode("utf-8")]
     except UnicodeDecodeError as error:
-        return Bad("not UTF-8", f"{path}: is not UTF-8 ({error.reason} at byte {error.start}).", content)
+        return Bad("not UTF-8", f"{path}: is not UTF-8 ({error.reason} at byte {error.start}). "
+                   "Cure: write the text as UTF-8.", content)

@@ -13,6 +13,7 @@ import numpy as np
 
 from megatron_nca import files
 from megatron_nca.config.law import NcaLaw, replace
+from megatron_nca.data.given import check_file
 from megatron_nca.data.indexed import IndexedReader
 from megatron_nca.data.manifest import Manifest, part
 from megatron_nca.errors import ConfigError, DataError, explain
@@ -95,6 +96,7 @@ def open_corpus(paths: Sequence[Path], law: NcaLaw, alphabet: int | None = None)
         cure = "give one of them, or merge them first (data_tools/merge_datasets.py)."
         raise ConfigError(explain("CORPUS", str(indexed[0]), "is an indexed dataset among others.", cure))
     for path in () if indexed else paths:
+        check_file(path)
         if path.suffix in PACKED:
             cure = "make an indexed dataset of it (data_tools/preprocess_corpus.py), or give its text alone."
             raise ConfigError(explain("CORPUS", str(path), "is no plain text, and its packing would count.", cure))

@@ -1,14 +1,20 @@
 """What data/stretches.py takes for input, and what it says of files it cannot take."""
 
 import errno
+import gzip
 import json
+import os
+import re
 from pathlib import Path
 
 import pyarrow
 import pytest
+import zstandard
 from pyarrow import parquet
 
 from megatron_nca.data import stretches
+from megatron_nca.data.corpus import stdlib_files
+from megatron_nca.data.debian import debian_files
 from megatron_nca.data.stretches import Bad
 from megatron_nca.errors import DataError
 
@@ -128,3 +134,78 @@ def test_a_parquet_file_without_permission_is_not_called_damaged(tmp_path, monke
     monkeypatch.setattr(parquet, "ParquetFile", refuses)
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read \(Permission denied\)\. Cure: "):
         found_in([path])
+
+
+def test_of_a_folder_lines_and_parquet_are_taken_and_the_rest_is_told(tmp_path, capsys):
+    folder, hub = tmp_path / "data", tmp_path / "hub/blob"
+    write_jsonl(folder / "b/UPPER.JSONL", ["upper"])
+    write_jsonl(hub, ["linked"])
+    (folder / "c.jsonl").symlink_to(hub)
+    (folder / "README.md").write_text("no document")
+    (folder / "x.txt.gz").write_bytes(b"")
+    (folder / "whole").symlink_to(tmp_path / "hub", target_is_directory=True)
+    assert found_in([folder]) == [["upper"], ["linked"]]
+    said = capsys.readouterr().err
+    assert f"{folder}: 2 files are neither JSONL nor Parquet and left out, for example README.md\n" in said
+    assert f"{folder}: 1 link to a folder is not entered, for example whole\n" in said
+    assert [each.path.name for each in stretches.recognise([folder], [".md"])] == ["README.md"]
+    assert "neither" not in capsys.readouterr().err
+    (folder / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"gone\.jsonl: is a link to a file that is missing\. Cure: "):
+        stretches.recognise([folder])
+
+
+def test_a_folder_of_text_alone_needs_suffixes(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"holds no \.jsonl or \.parquet file"):
+        stretches.recognise([tmp_path])
+    assert [each.kind for each in stretches.recognise([tmp_path / "a.txt"])] == ["text"]
+
+
+@pytest.mark.parametrize("reads", [lambda root: stretches.recognise([root]), lambda root: list(debian_files(root)),
+                                   lambda root: list(stdlib_files(root))], ids=["folder", "debian", "stdlib"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, reads):
+    shut = tmp_path / "share/doc/shut"
+    write_jsonl(shut / "a.jsonl", ["x"])
+    write_jsonl(tmp_path / "share/doc/copyright", ["x"])
+    write_jsonl(tmp_path / "a.py", ["x"])
+    scandir = os.scandir
+
+    def refuses(path):
+        if os.fspath(path) == str(shut):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(DataError, match=r"share/doc/shut: cannot be read \(Permission denied\)\. Cure: "):
+        reads(tmp_path)
+
+
+def test_a_pipe_or_device_is_called_so(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/stdin"), Path("/dev/fd/0")):
+        with pytest.raises(DataError, match=f"{path}: is a pipe or device.*Cure: give a file"):
+            stretches.recognise([path])
+
+
+@pytest.mark.parametrize("name, content, what", [
+    ("a.bz2", b"BZh9\x00", "ends in .bz2"), ("a.jsonl.xz", b"\xfd7zXZ", "ends in .xz"), ("a", b"text", "has no ending"),
+    ("a.txt.gz", gzip.compress(b"text"), "ends in .txt.gz"), ("a.csv.zst", zstandard.compress(b"a,b"),
+                                                                        "ends in .csv.zst")], ids=str.split(
+    "bz2 xz none txt.gz csv.zst"))
+def test_a_file_of_unknown_ending_that_is_no_jsonl_is_refused_by_its_ending(tmp_path, name, content, what):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{re.escape(f'{path}: {what}')} and holds no JSONL\. Cure: "):
+        stretches.recognise([path])
+    lines = b'\xef\xbb\xbf \n{"text": "x"}\n'
+    path.write_bytes({".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)(lines))
+    assert [each.kind for each in stretches.recognise([path])] == ["jsonl"]
+
+
+def test_a_zst_file_of_the_largest_window_is_read(tmp_path):
+    how = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    with open(tmp_path / "a.jsonl.zst", "wb") as file:
+        stream = zstandard.ZstdCompressor(compression_params=how).compressobj()
+        file.write(stream.compress(b'{"text": "x"}\n') + stream.flush())
+    assert found_in([tmp_path / "a.jsonl.zst"]) == [["x"]]

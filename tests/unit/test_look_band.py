@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 
 import numpy as np
@@ -113,8 +114,10 @@ def test_what_is_no_text_is_refused(tmp_path, capsys):
     prefix = corpus(tmp_path / "text", np.arange(2000))
     for name, content in (("a.jsonl", b"{}"), ("tiny.txt", b"a few words")):
         (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
     cases = [(["a.jsonl"], "is no plain text"), (["tiny.txt"], "shorter than one window of 640 bytes"),
-             (["none.txt"], "none.txt: cannot be read"), (["text", "tiny.txt"], "is an indexed dataset among others"),
+             (["none.txt"], "none.txt: is missing"), (["pipe"], "pipe: is a pipe or device"),
+             (["text", "tiny.txt"], "is an indexed dataset among others"),
              (["text", "--windows", "0"], "--windows = 0"), (["text", "--quantiles", "0.9", "0.1"], "--quantiles"),
              (["text", "--alphabet", "700"], "--alphabet = 700: .* holds the token")]
     for names, message in cases:
