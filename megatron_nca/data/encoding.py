@@ -13,6 +13,7 @@ from megatron_nca import files
 from megatron_nca.data import gigatoken_encoder, selection, stretches
 from megatron_nca.data.corpus import utf8_bytes
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
+from megatron_nca.data.given import described
 from megatron_nca.data.indexed import optimal_dtype
 from megatron_nca.data.parts import RECORD, REJECTED, Counts
 from megatron_nca.data.ragged import Ragged
@@ -48,6 +49,10 @@ class Preprocessing:
                                     f"{stretches.LONGEST} bytes is the default."))
         if len(set(self.json_keys)) != len(self.json_keys):
             raise DataError(explain("--json-keys", list(self.json_keys), "names a key twice.", "name each once."))
+        text = [each.path for each in self.inputs if each.kind == "text"]
+        if len(self.json_keys) > 1 and text:
+            raise DataError(f"{text[0]}: is plain text, a document without keys, and --json-keys names "
+                            f"{len(self.json_keys)}. Cure: give JSONL or Parquet, or leave --json-keys out.")
         if len(dict(self.hold_out)) != len(self.hold_out):
             raise DataError(explain("--hold-out", list(self.hold_out), "names a part twice.", "name each once."))
         selection.check_hold_out(dict(self.hold_out))
@@ -63,8 +68,7 @@ class Preprocessing:
 
     def origin(self) -> dict:
         """As in the manifests, without the key and what is only known afterwards; hashes every input."""
-        inputs = [{"name": each.path.name, "bytes": each.path.stat().st_size, "sha256": files.sha256(each.path)}
-                  for each in self.inputs]
+        inputs = [described(each.path) for each in self.inputs]
         encoder = {"encoder": f"gigatoken {gigatoken_encoder.version()}"} if self.tokenizer.gigatoken else {}
         return {"inputs": inputs, "append_eod": self.append_eod, "on_bad_line": self.on_bad_line,
                 "longest_document": self.longest_document, "hold_out": dict(self.hold_out),

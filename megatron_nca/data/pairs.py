@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_nca import files
 from megatron_nca.data import selection, stretches
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
+from megatron_nca.data.given import check_file, described
 from megatron_nca.data.indexed import IndexedWriter
 from megatron_nca.data.manifest import Manifest
 from megatron_nca.data.stretches import Bad
@@ -49,8 +49,11 @@ class Pairs:
                                     "there.", "name the keys of prompt and answer with that layout."))
         selection.check_hold_out(dict(self.hold_out))
         for path in self.inputs:
-            if not path.is_file():
-                raise DataError(explain("--input", str(path), "is no file.", "check the path."))
+            check_file(path)
+        for each in () if self.layout == "bigbench" else stretches.recognise(self.inputs):
+            if each.kind == "text":
+                raise DataError(f"{each.path}: is plain text and has no keys of prompt and answer. "
+                                "Cure: give JSONL or Parquet.")
 
     def read(self) -> Iterator[tuple[str, str]]:
         """All prompts, as they are to be encoded, with their answers. Raises DataError for the first bad one."""
@@ -67,10 +70,9 @@ class Pairs:
                 yield prompt + self.between, answer
 
     def origin(self) -> dict:
-        inputs = [{"name": path.name, "bytes": path.stat().st_size, "sha256": files.sha256(path)}
-                  for path in self.inputs]
-        return {"inputs": inputs, "tokenizer": self.tokenizer.fingerprint(), "layout": self.layout,
-                "json_keys": self.keys and list(self.keys), "between": self.between, "hold_out": dict(self.hold_out)}
+        return {"inputs": list(map(described, self.inputs)), "tokenizer": self.tokenizer.fingerprint(),
+                "layout": self.layout, "json_keys": self.keys and list(self.keys), "between": self.between,
+                "hold_out": dict(self.hold_out)}
 
 
 def mask_prefix(text_prefix: Path) -> Path:
