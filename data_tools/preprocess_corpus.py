@@ -30,6 +30,7 @@ from pathlib import Path
 from megatron_nca.cli.arguments import shard_of
 from megatron_nca.data import known_corpora, stretches
 from megatron_nca.data.encoding import ON_BAD_LINE, Preprocessing
+from megatron_nca.data.given import outputs_of
 from megatron_nca.data.preprocess import datasets_of_share, make_share, merge, name_of_share, preprocess
 from megatron_nca.data.preprocess_report import report
 from megatron_nca.data.tokenizer_flags import add_hold_out, add_tokenizer_flags, tokenizer_of
@@ -92,7 +93,8 @@ def _apply_known(arguments: argparse.Namespace) -> known_corpora.KnownCorpus | N
 
 def main(arguments: argparse.Namespace) -> None:
     known = _apply_known(arguments)
-    settings = Preprocessing(inputs=stretches.recognise(arguments.input, arguments.suffixes),
+    is_output = outputs_of(arguments.output_prefix, arguments.parts)
+    settings = Preprocessing(inputs=stretches.recognise(arguments.input, arguments.suffixes, is_output),
                              tokenizer=tokenizer_of(arguments),
                              json_keys=tuple(arguments.json_keys or ["text"]), append_eod=arguments.append_eod,
                              on_bad_line=arguments.on_bad_line, hold_out=tuple(arguments.hold_out),

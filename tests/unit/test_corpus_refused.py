@@ -1,4 +1,4 @@
-"""Inputs that data_tools/ refuses with one message before it works."""
+"""Inputs that data_tools/ refuses with one message before it works, and its own outputs, which it does not read."""
 
 import errno
 import gzip
@@ -15,7 +15,7 @@ import zstandard
 from pyarrow import parquet
 
 from megatron_nca import files
-from megatron_nca.data import stretches
+from megatron_nca.data import given, stretches
 from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
 from megatron_nca.data.encoding import Preprocessing
 from megatron_nca.data.pairs import Pairs
@@ -46,6 +46,36 @@ def test_plain_text_has_no_keys(tmp_path):
         Preprocessing(inputs=stretches.recognise(paths), tokenizer=TOKENIZER, json_keys=("text", "answer"))
     with pytest.raises(DataError, match=r"b\.txt: is plain text and has no keys of prompt and answer\. Cure: "):
         Pairs(inputs=tuple(paths), tokenizer=TOKENIZER, layout="gsm8k")
+
+
+def test_a_tool_does_not_read_its_own_outputs(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(lines(200) + b"bad\n")
+    (folder / "x.json").write_bytes(lines(5))
+    flags = ("--input", folder, "--output-prefix", folder / "x", "--on-bad-line", "quarantine",
+             "--hold-out", "validation=0.2")
+    ended = run("preprocess_corpus", *flags)
+    assert ended.returncode == 0 and "left out" not in ended.stderr.split("Processed")[0], ended.stderr
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"x_rejected.jsonl", "x_text_document.json", "x_validation_text_document.json"} < set(made)
+    (folder / "x.parts/000000").mkdir(parents=True)
+    (folder / "x.parts/000000/record.json").write_text("{}")
+    (folder / ".x_text_document.json.123-abcd.tmp").write_text("{}")
+    again = run("preprocess_corpus", *flags)
+    assert again.returncode == 0 and "already whole" in again.stderr, again.stderr
+    inputs = json.loads(made["x_text_document.json"])["origin"]["inputs"]
+    assert [each["name"] for each in inputs] == ["a.jsonl", "x.json"]
+
+
+def test_what_belongs_to_an_output_prefix(tmp_path):
+    is_output = given.outputs_of(tmp_path / "x.y", [tmp_path / "elsewhere"])
+    for name in ("x.y.parts", "x.y_text_document.bin", "x.y_test_text_document.json", "x.y_rejected.jsonl", "elsewhere",
+                 "x.y_00001-of-00004_text_document.idx", "x.y_00001-of-00004.parts", ".x.y.parts.77-0a.tmp",
+                 ".x.y_text_document.bin.77.tmp"):
+        assert is_output(tmp_path / name), name
+    for name in ("x.y.jsonl", "xzy.parts", "a_x.y_rejected.jsonl", "x.y_text.jsonl", "sub/x.y.parts"):
+        assert not is_output(tmp_path / name), name
 
 
 KINDS = {"a.jsonl": lambda content: content, "a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstandard.compress,
