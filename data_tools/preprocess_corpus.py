@@ -40,7 +40,8 @@ from megatron_nca.errors import ConfigError, explain
 
 def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser("preprocess_corpus.py", __doc__)
-    parser.add_argument("--input", type=Path, nargs="+", required=True, help="files or folders, in this order")
+    parser.add_argument("--input", type=Path, nargs="+", required=True,
+                        help="files or folders, in this order; of a folder not what belongs to the output")
     parser.add_argument("--corpus", metavar="NAME",
                         help="openwebtext, openwebmath, codeparrot or c4 (data_tools/corpora.yaml): sets --json-keys, "
                              "--append-eod and, where it is not given, --hold-out, and compares the tokens with what "

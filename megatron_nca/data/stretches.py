@@ -68,8 +68,8 @@ def recognise(paths: Sequence[Path], suffixes: Sequence[str] = (),
     """The files behind `paths`, folders entered in the order of their names.
 
     In a folder: what ends in one of `suffixes`, each file a document of text, or without them all JSONL and Parquet
-    files; nothing for which `is_left_out`. What else is there goes to stderr. Raises DataError for what is missing, of
-    no known kind, not to be read, or a folder without such files.
+    files but the manifests of datasets; nothing for which `is_left_out`. What else is there goes to stderr. Raises
+    DataError for what is missing, of no known kind, not to be read, or a folder without such files.
     """
     found = []
     for path in paths:
@@ -86,14 +86,16 @@ def _inside(folder: Path, suffixes: Sequence[str], is_left_out: Callable[[Path],
     if suffixes:
         found = [Input(path, "text") for path in there if path.suffix in suffixes]
     else:
-        found = [Input(path, _kind(path)) for path in there if _kind(path)]
+        manifests = {path.with_suffix(".json") for path in there if path.suffix == ".idx"}
+        found = [Input(path, _kind(path)) for path in there if _kind(path) and path not in manifests]
     if not found:
         wanted = " or ".join(suffixes or (".jsonl", ".parquet"))
         raise DataError(explain("--input", str(folder), f"holds no {wanted} file.", "check the folder."))
     for each in found:
         check_file(each.path)
     if len(found) < len(there) and not suffixes:
-        others = [path for path in there if not _kind(path)]
+        taken = {each.path for each in found}
+        others = [path for path in there if path not in taken]
         what = "file is" if len(others) == 1 else "files are"
         print(f"{folder}: {len(others):,} {what} neither JSONL nor Parquet and left out, for example "
               f"{others[0].relative_to(folder)}", file=sys.stderr)

@@ -155,6 +155,14 @@ def test_of_a_folder_lines_and_parquet_are_taken_and_the_rest_is_told(tmp_path, 
         stretches.recognise([folder])
 
 
+def test_the_manifest_of_a_dataset_in_the_folder_is_no_document(tmp_path, capsys):
+    write_jsonl(tmp_path / "a.json", ["x"])
+    for ending in ("bin", "idx", "json"):
+        (tmp_path / f"train_text_document.{ending}").write_text("{}")
+    assert found_in([tmp_path]) == [["x"]]
+    assert "3 files are neither" in capsys.readouterr().err
+
+
 def test_a_folder_of_text_alone_needs_suffixes(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"holds no \.jsonl or \.parquet file"):
