@@ -65,14 +65,19 @@ def _columns(path: Path, file: object, group: int, keys: Sequence[str]) -> list[
 
 
 def _texts(column: object) -> list[str | bytes | None]:
-    import pyarrow
-
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        if pyarrow.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        return [_decoded(content) for content in column.cast(pyarrow.large_binary()).to_pylist()]
+        return [_decoded(content) for chunk in column.chunks for content in _raw(chunk)]
+
+
+def _raw(chunk: object) -> list[bytes | None]:
+    import pyarrow
+
+    if not pyarrow.types.is_dictionary(chunk.type):
+        return chunk.cast(pyarrow.large_binary()).to_pylist()
+    values = chunk.dictionary.cast(pyarrow.large_binary()).to_pylist()
+    return [None if index is None else values[index] for index in chunk.indices.to_pylist()]
 
 
 def _decoded(content: bytes | None) -> str | bytes | None:
