@@ -96,8 +96,8 @@ def _inside(folder: Path, suffixes: Sequence[str], is_left_out: Callable[[Path],
     if len(found) < len(there) and not suffixes:
         taken = {each.path for each in found}
         others = [path for path in there if path not in taken]
-        what = "file is" if len(others) == 1 else "files are"
-        print(f"{folder}: {len(others):,} {what} neither JSONL nor Parquet and left out, for example "
+        what, be = ("file", "is") if len(others) == 1 else ("files", "are")
+        print(f"{folder}: {len(others):,} {what} {be} neither JSONL nor Parquet and {be} left out, for example "
               f"{others[0].relative_to(folder)}", file=sys.stderr)
     if links:
         what = "link to a folder is" if len(links) == 1 else "links to folders are"

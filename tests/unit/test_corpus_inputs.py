@@ -147,7 +147,7 @@ def test_of_a_folder_lines_and_parquet_are_taken_and_the_rest_is_told(tmp_path, 
     (folder / "whole").symlink_to(tmp_path / "hub", target_is_directory=True)
     assert found_in([folder]) == [["upper"], ["linked"]]
     said = capsys.readouterr().err
-    assert f"{folder}: 2 files are neither JSONL nor Parquet and left out, for example README.md\n" in said
+    assert f"{folder}: 2 files are neither JSONL nor Parquet and are left out, for example README.md\n" in said
     assert f"{folder}: 1 link to a folder is not entered, for example whole\n" in said
     assert [each.path.name for each in stretches.recognise([folder], [".md"])] == ["README.md"]
     assert "neither" not in capsys.readouterr().err
