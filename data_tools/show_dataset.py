@@ -22,7 +22,7 @@ from pathlib import Path
 from megatron_nca.data import encoders
 from megatron_nca.data.tool import run_tool, tool_parser
 from megatron_nca.errors import ConfigError, DataError, explain
-from megatron_nca.files import publish
+from megatron_nca.files import publish, refuse_folder
 from megatron_nca.look import decoding, documents, picture, quality
 from megatron_nca.look.opened import Opened
 from megatron_nca.nca import complexity
@@ -53,6 +53,8 @@ def main(arguments: argparse.Namespace) -> None:
     for name, path in drawn.items():
         if path is not None and importlib.util.find_spec("matplotlib") is None:
             raise ConfigError(explain(name, str(path), "needs matplotlib.", "pip install 'megatron_nca[log]'."))
+    if arguments.picture is not None:
+        refuse_folder(arguments.picture)
     if arguments.limit < 1:
         raise ConfigError(explain("--limit", arguments.limit, "must be at least 1.", "4096 is usual."))
     if arguments.document is not None:

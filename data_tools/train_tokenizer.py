@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_nca import files
 from megatron_nca.data import tokenizer
 from megatron_nca.data.tool import run_tool, tool_parser
 
@@ -26,6 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    for ending in ("model", "vocab"):
+        files.refuse_folder(Path(f"{arguments.model_prefix}.{ending}"))
     model, left_out = tokenizer.train(arguments.input, arguments.vocab_size, arguments.train_megabytes,
                                       arguments.json_key)
     if left_out:

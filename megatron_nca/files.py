@@ -23,8 +23,8 @@ Item = TypeVar("Item")
 def publish(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or a folder at; on success it is synced and renamed to `path`.
 
-    On failure what was written is removed and `path` is as it was. A folder already at `path` is replaced.
-    Raises DataError when the disk is full or the place cannot be written.
+    On failure what was written is removed and `path` is as it was. A folder replaces a folder already at `path`.
+    Raises DataError when the disk is full, the place cannot be written, or a file is to go where a folder stands.
     """
     path = Path(path)
     aside = _aside(path)
@@ -32,7 +32,9 @@ def publish(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         sync(aside)
-        if path.is_dir() and not path.is_symlink():
+        if not aside.is_dir():
+            refuse_folder(path)
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         os.replace(aside, path)
         _sync_one(path.parent)
@@ -40,6 +42,12 @@ def publish(path: Path) -> Iterator[Path]:
         raise translate(error, path) from error
     finally:
         remove(aside)
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise DataError if a folder stands where a file is to be, before the work that it is made from."""
+    if path.is_dir() and not path.is_symlink():
+        raise DataError(f"{path}: is a folder. Cure: name a file, or move it away.")
 
 
 def create_folder(path: Path, contents: Mapping[str, bytes]) -> bool:

@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_nca import files
     from megatron_nca.look import band
 
+    for path in filter(None, (arguments.json, arguments.plot)):
+        files.refuse_folder(path)
     name, changes = arguments.preset or "released", law_changes(arguments)
     law = replace(preset(name), **changes)
     corpus = band.open_corpus(arguments.corpus, law, arguments.alphabet)

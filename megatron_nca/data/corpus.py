@@ -120,6 +120,7 @@ def _two_parts(output: Path, share: float, count: SplitCount):
     if not 0 < share < 1:
         raise DataError(explain("--held-out-share", share, "must lie between 0 and 1.", "0.05 is usual."))
     train, validation = (output / f"{part}.jsonl" for part in PARTS)
+    files.refuse_folder(validation)  # or train.jsonl would appear alone
     with files.publish(validation) as validation_aside, files.publish(train) as train_aside:
         with open(train_aside, "wb") as train_file, open(validation_aside, "wb") as validation_file:
             handles = {"train": train_file, "validation": validation_file}

@@ -110,6 +110,9 @@ class _Job:
             if value < 1:
                 raise DataError(explain(flag, value, "must be at least 1.", "give a positive number."))
         self.settings, self.output_prefix, self.workers = settings, output_prefix, workers
+        self.rejected = Path(f"{output_prefix}_rejected.jsonl") if settings.on_bad_line == "quarantine" else None
+        if self.rejected is not None:
+            files.refuse_folder(self.rejected)
         self.encoder = load_encoder(settings)
         self.outputs = joining.outputs(settings, output_prefix)
         self.shard: dict = {}
@@ -180,7 +183,8 @@ class _Job:
             if self.settings.deduplicate:
                 joining.add_first_ones(list(map(parts.find, joined)), parts.folders[0] / ".duplicates.tmp")
             manifests = joining.finish(self.origin, self.progress.total)
-        _keep_rejected(self.settings, parts, joined, Path(f"{self.output_prefix}_rejected.jsonl"))
+        if self.rejected is not None:
+            _keep_rejected(parts, joined, self.rejected)
         parts.remove()
         self.progress.end()
         return manifests
@@ -202,9 +206,7 @@ def _present(output: Output, origin: dict) -> Manifest | None:
     return None
 
 
-def _keep_rejected(settings: Preprocessing, parts: Parts, numbers: Sequence[int], path: Path) -> None:
-    if settings.on_bad_line != "quarantine":
-        return
+def _keep_rejected(parts: Parts, numbers: Sequence[int], path: Path) -> None:
     with files.publish(path) as aside, open(aside, "wb") as file:
         for folder in map(parts.find, numbers):
             file.write((folder / REJECTED).read_bytes())

@@ -114,6 +114,23 @@ def test_other_user_errors_are_one_message_and_exit_2(corpus, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_users_folder_is_not_replaced_by_a_file(corpus, tmp_path):
+    quarantine = [*flags(corpus, "train"), "--on-bad-line", "quarantine", "--output-prefix", tmp_path / "q"]
+    for folder, tool, arguments in [
+        ("figures", "show_dataset", [corpus / "train_text_document", "--picture", tmp_path / "figures"]),
+        ("t.model", "train_tokenizer", ["--input", corpus / "train.jsonl", "--model-prefix", tmp_path / "t",
+                                        "--vocab-size", 300]),
+        ("validation.jsonl", "stdlib_corpus", ["--output-dir", tmp_path]),
+        ("q_rejected.jsonl", "preprocess_corpus", quarantine),
+    ]:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine").write_text("mine")
+        _, err = call(tool, *arguments, code=2)
+        assert f"{tmp_path / folder}: is a folder. Cure: name a file, or move it away.\n" in err
+        assert (tmp_path / folder / "mine").read_text() == "mine"
+    assert names(tmp_path) == ["figures", "q_rejected.jsonl", "t.model", "validation.jsonl"]
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -42,6 +42,17 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert os.listdir(tmp_path) == ["report"]
 
 
+def test_a_file_does_not_replace_a_folder(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/mine.png").write_text("mine")
+    with pytest.raises(DataError, match=r"figures: is a folder\. Cure: name a file, or move it away\."):
+        files.write_text(tmp_path / "figures", "x")
+    assert os.listdir(tmp_path) == ["figures"] and os.listdir(tmp_path / "figures") == ["mine.png"]
+    (tmp_path / "link").symlink_to(tmp_path / "figures")
+    files.write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").read_text() == "x" and os.listdir(tmp_path / "figures") == ["mine.png"]
+
+
 @pytest.mark.parametrize(("number", "cure"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "may write to")])
 def test_what_the_system_refuses_becomes_a_sentence_with_a_cure(tmp_path, number, cure):
     path = tmp_path / "a.txt"

@@ -124,6 +124,9 @@ def test_what_is_no_text_is_refused(tmp_path, capsys):
         words = [str(tmp_path / name) if not name.startswith("-") and not name[0].isdigit() else name for name in names]
         assert main(["band", *words, *SMALL]) == 2
         assert re.search(message, capsys.readouterr().err)
+    for flag in ("--json", "--plot"):
+        assert main(["band", str(prefix), *SMALL, flag, str(tmp_path)]) == 2
+        assert f"{tmp_path}: is a folder. Cure: " in capsys.readouterr().err and part(prefix, "bin").exists()
     part(prefix, "json").unlink()
     assert main(["band", str(prefix), *SMALL]) == 2
     assert "has no manifest" in capsys.readouterr().err
