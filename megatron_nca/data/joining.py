@@ -82,14 +82,18 @@ class Joining:
             for folder, start, end in zip(folders, [0, *ends[:-1]], ends, strict=True):
                 self.add(folder, first[start:end])
 
-    def finish(self, common: dict, total: Counts) -> list[Manifest]:
-        """Publish them; `total` was counted of all stretches. Raises DataError if one would have no text at all."""
+    def check(self, total: Counts) -> None:
+        """Raise DataError if one would have no text at all; `total` was counted of all stretches."""
         if not total.documents:
             path = self._settings.inputs[0].path
             raise DataError(f"{path}: is empty. Cure: give a file with one JSON object a line.")
         for output, writer in zip(self._outputs, self._writers, strict=True):
             if not writer.documents:
                 raise DataError(_nothing(self._settings, output, total))
+
+    def finish(self, common: dict, total: Counts) -> list[Manifest]:
+        """Publish them. Raises DataError as `check` does."""
+        self.check(total)
         return [writer.finish({"kind": "corpus", "vocab_size": self._encoder.vocab_size,
                                "origin": self._origin(common, total, output, writer)})
                 for output, writer in zip(self._outputs, self._writers, strict=True)]
@@ -103,12 +107,17 @@ class Joining:
 
 
 def _nothing(settings: Preprocessing, output: Output, total: Counts) -> str:
+    path, bad = settings.inputs[0].path, sum(total.bad.values())
+    reasons = "; ".join(f"{reason}: {number:,}" for reason, number in sorted(total.bad.items()))
+    if bad == total.documents:
+        return f"{path}: all {bad:,} lines were bad ({reasons}). Cure: begin with the first. {total.first_bad}"
     if output.part:
         name, share = settings.hold_out[output.part - 1]
         return explain(f"--hold-out {name}", share, f"leaves that part without a text, of {total.documents} lines.",
                        "give more text or a larger share.")
     key = settings.json_keys[output.key]
-    return f"{settings.inputs[0].path}: every text of {key!r} is empty. Cure: name another with --json-keys."
+    rest = f", and {bad:,} of {total.documents:,} lines were bad ({reasons})" if bad else ""
+    return f"{path}: every text of {key!r} is empty{rest}. Cure: name another with --json-keys."
 
 
 def _add(settings: Preprocessing, folder: Path, first: np.ndarray | None,

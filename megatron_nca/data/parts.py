@@ -63,7 +63,7 @@ class Parts:
                                 "input, tokenizer or setting. Cure: choose another folder with --parts, or remove it.")
 
     def _text(self) -> bytes:
-        return json.dumps(self._identity(), sort_keys=True).encode()
+        return _as_text(self._identity())
 
     def sign(self) -> None:
         """Once the identity is known: from now on the parts outlive this process."""
@@ -119,11 +119,28 @@ class Parts:
     def remove(self) -> None:
         """Remove the parts, and the folders if nothing else is in them."""
         for folder in self.folders:
-            patterns = ("[0-9]*", ".*.tmp", TOTAL, IDENTITY, UNSIGNED)
-            with ThreadPoolExecutor(4) as threads:  # what is cached of a file takes the kernel time to give up
-                list(threads.map(files.remove, [path for pattern in patterns for path in folder.glob(pattern)]))
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            _remove(folder)
+
+
+def remove_parts_of(identity: dict, folders: Sequence[Path]) -> None:
+    """Remove those parts in `folders` that are of this identity: their datasets are there."""
+    for folder in map(Path, folders):
+        if _content(folder / IDENTITY) == _as_text(identity):
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:  # what is cached of a file takes the kernel time to give up
+        patterns = ("[0-9]*", ".*.tmp", TOTAL)
+        list(threads.map(files.remove, [path for pattern in patterns for path in folder.glob(pattern)]))
+    for name in (UNSIGNED, IDENTITY):  # until the end they say whose the folder is
+        files.remove(folder / name)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _as_text(identity: dict) -> bytes:
+    return json.dumps(identity, sort_keys=True).encode()
 
 
 def _content(path: Path) -> bytes | None:

@@ -17,7 +17,7 @@ from megatron_nca.data import joining, stretches
 from megatron_nca.data.encoding import Preprocessing, load_encoder
 from megatron_nca.data.joining import Joining, Output
 from megatron_nca.data.manifest import Manifest, part
-from megatron_nca.data.parts import REJECTED, Counts, Parts
+from megatron_nca.data.parts import REJECTED, Counts, Parts, remove_parts_of
 from megatron_nca.data.stretches import Stretch
 from megatron_nca.data.workers import encode_all
 from megatron_nca.errors import DataError, explain
@@ -33,7 +33,7 @@ def preprocess(settings: Preprocessing, output_prefix: Path, workers: int = 1,
     Raises DataError, for a bad line the first one of the input.
     """
     job = _Job(settings, output_prefix, workers, log_interval)
-    if present := job.present():
+    if present := job.finished():
         return present
     return job.make()
 
@@ -61,7 +61,7 @@ def datasets_of_share(settings: Preprocessing, output_prefix: Path, shard: int, 
                                 "the others.", "join the shards with --merge in place of --separate."))
     job = _Job(settings, output_prefix, workers, log_interval)
     job.shard = {"shard": f"{shard}/{shards}"}
-    if present := job.present():
+    if present := job.finished():
         return present
     return job.make(shard, shards)
 
@@ -78,7 +78,7 @@ def merge(settings: Preprocessing, output_prefix: Path, folders: Sequence[Path] 
     Raises DataError, naming what is missing; then the parts stay.
     """
     job = _Job(settings, output_prefix, 1, log_interval)
-    if present := job.present():
+    if present := job.finished(folders):
         return present
     parts = job.open_parts(folders, shared=True)[1]
     counts = parts.all_counts()
@@ -132,15 +132,28 @@ class _Job:
         found = [_present(output, joining.origin_of(self.settings, self.origin, output)) for output in self.outputs]
         if not all(found):
             return []
+        if self.rejected is not None and _lines(self.rejected) != found[0].origin["left_out_lines"]:
+            print(f"{self.rejected}: is not there or holds other lines; all is made again now.", file=sys.stderr)
+            return []
         print(f"{', '.join(str(output.prefix) for output in self.outputs)}: already whole, made from the same input "
               "and tokenizer.", file=sys.stderr)
         return found
 
+    def finished(self, folders: Sequence[Path] = ()) -> list[Manifest]:
+        """`present`; then parts are removed that a run left which ended after its datasets appeared."""
+        found = self.present()
+        if found:
+            size = stretches.size_of_stretches(self.settings.inputs)
+            remove_parts_of(self.settings.identity(self.origin, size), folders or self._own_parts())
+        return found
+
+    def _own_parts(self) -> list[Path]:
+        return [Path(f"{self.output_prefix}.parts")]
+
     def open_parts(self, folders: Sequence[Path] = (), shared: bool = False) -> tuple[int, Parts]:
         """Bytes of a stretch, and the parts."""
         size = stretches.size_of_stretches(self.settings.inputs)
-        folders = folders or [Path(f"{self.output_prefix}.parts")]
-        return size, Parts(folders, lambda: self.settings.identity(self.origin, size), shared)
+        return size, Parts(folders or self._own_parts(), lambda: self.settings.identity(self.origin, size), shared)
 
     def make(self, shard: int = 0, shards: int = 1) -> list[Manifest]:
         """The datasets of the share of one of `shards`. Raises DataError."""
@@ -182,9 +195,10 @@ class _Job:
                     joining.add(parts.find(number))
             if self.settings.deduplicate:
                 joining.add_first_ones(list(map(parts.find, joined)), parts.folders[0] / ".duplicates.tmp")
+            joining.check(self.progress.total)
+            if self.rejected is not None:  # before the datasets: a run that is killed between is made again
+                _keep_rejected(parts, joined, self.rejected)
             manifests = joining.finish(self.origin, self.progress.total)
-        if self.rejected is not None:
-            _keep_rejected(parts, joined, self.rejected)
         parts.remove()
         self.progress.end()
         return manifests
@@ -210,6 +224,17 @@ def _keep_rejected(parts: Parts, numbers: Sequence[int], path: Path) -> None:
     with files.publish(path) as aside, open(aside, "wb") as file:
         for folder in map(parts.find, numbers):
             file.write((folder / REJECTED).read_bytes())
+
+
+def _lines(path: Path) -> int:
+    """Lines of a file; -1: it is not there."""
+    try:
+        with open(path, "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except FileNotFoundError:
+        return -1
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path and your rights.") from error
 
 
 class Progress:

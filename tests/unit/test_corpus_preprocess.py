@@ -15,7 +15,7 @@ from pyarrow import parquet
 from megatron_nca.data import encoding, stretches, tokenizer, workers
 from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
 from megatron_nca.data.encoding import Preprocessing
-from megatron_nca.data.indexed import IndexedReader
+from megatron_nca.data.indexed import IndexedReader, IndexedWriter
 from megatron_nca.data.manifest import Manifest, part
 from megatron_nca.data.parts import Parts
 from megatron_nca.data.preprocess import preprocess
@@ -228,6 +228,46 @@ def test_bad_lines_are_left_out_and_counted(arguments, tmp_path, capsys, policy)
     path.write_bytes(b"".join(good))
     preprocess(arguments, tmp_path / "clean")
     same_bytes(tmp_path / "out_text_document", tmp_path / "clean_text_document")
+
+
+def test_a_run_that_dies_before_its_end_is_finished_by_the_next(arguments, tmp_path, monkeypatch, capsys):
+    path = arguments.inputs[0].path
+    path.write_bytes(path.read_bytes() + b"{\n")
+    asked = settings_of(path, arguments.tokenizer.model, on_bad_line="quarantine")
+    rejected, folder = tmp_path / "out_rejected.jsonl", tmp_path / "out.parts"
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    for place, name in [(IndexedWriter, "finish"), (Parts, "remove")]:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(place, name, dies)
+            preprocess(asked, tmp_path / "out")
+        assert rejected.read_bytes().count(b"\n") == 1 and folder.exists()
+    capsys.readouterr()
+    preprocess(asked, tmp_path / "out")
+    assert "already whole" in capsys.readouterr().err and not folder.exists()
+    content = rejected.read_bytes()
+    for change in (rejected.unlink, lambda: rejected.write_text("")):
+        change()
+        preprocess(asked, tmp_path / "out")
+        err = capsys.readouterr().err
+        assert "already whole" not in err and f"{rejected}: is not there or holds other lines" in err
+        assert rejected.read_bytes() == content
+
+
+def test_where_all_lines_are_bad_they_are_counted_by_reason(arguments, tmp_path):
+    path = arguments.inputs[0].path
+    path.write_bytes(b'{\n{"text": 5}\n[\n')
+    asked = settings_of(path, arguments.tokenizer.model, on_bad_line="skip")
+    message = rf"all 3 lines were bad \(not JSON: 2; not text: 1\)\. Cure: begin with the first\. {path}:1: is"
+    for hold_out in ((), (("test", 0.5),)):
+        with pytest.raises(DataError, match=message):
+            preprocess(dataclasses.replace(asked, hold_out=hold_out), tmp_path / "out")
+    path.write_bytes(b'{\n{"text": ""}\n')
+    with pytest.raises(DataError, match=r"every text of 'text' is empty, and 1 of 2 lines were bad \(not JSON: 1\)"):
+        preprocess(asked, tmp_path / "out")
+    assert not list(tmp_path.glob("out_*"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
