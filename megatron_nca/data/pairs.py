@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_nca.data import selection, stretches
+from megatron_nca.data import selection, stale, stretches
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
 from megatron_nca.data.given import check_file, described
 from megatron_nca.data.indexed import IndexedWriter
@@ -101,12 +101,18 @@ def make_pairs(settings: Pairs, output_prefix: Path) -> list[Manifest]:
             if not text.documents:
                 raise DataError(f"{settings.inputs[0]}: leaves the part {name!r} without a pair. "
                                 "Cure: give more pairs, or another --hold-out.")
+        stale.remove_datasets(output_prefix, [writer.prefix for both in writers for writer in both], _names)
         for name, count, (text, mask) in zip(names, answers, writers, strict=True):
             of_mask = mask.finish({"kind": "loss_mask", "vocab_size": 2, "origin": {**origin, "part": name}})
             said = {"part": name, "answer_tokens": count, "loss_mask": {"bin_sha256": of_mask.files["bin"].sha256}}
             manifests.append(text.finish({"kind": "corpus", "vocab_size": encoder.vocab_size,
                                           "origin": {**origin, **said}}))
     return manifests
+
+
+def _names(origin: dict) -> list[str]:
+    """Of a part that was held out."""
+    return [f"_{origin.get('part')}{what}" for what in (TEXT, MASK)] if "layout" in origin else []
 
 
 def _write(settings: Pairs, encoder: Encoder, writers: Sequence[tuple[IndexedWriter, IndexedWriter]]) -> list[int]:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from megatron_nca import files
-from megatron_nca.data import joining, stretches
+from megatron_nca.data import joining, stale, stretches
 from megatron_nca.data.encoding import Preprocessing, load_encoder
 from megatron_nca.data.joining import Joining, Output
 from megatron_nca.data.manifest import Manifest, part
@@ -110,8 +110,9 @@ class _Job:
             if value < 1:
                 raise DataError(explain(flag, value, "must be at least 1.", "give a positive number."))
         self.settings, self.output_prefix, self.workers = settings, output_prefix, workers
-        self.rejected = Path(f"{output_prefix}_rejected.jsonl") if settings.on_bad_line == "quarantine" else None
-        if self.rejected is not None:
+        self.rejected = Path(f"{output_prefix}_rejected.jsonl")
+        self.keeps_rejected = settings.on_bad_line == "quarantine"
+        if self.keeps_rejected:
             files.refuse_folder(self.rejected)
         self.encoder = load_encoder(settings)
         self.outputs = joining.outputs(settings, output_prefix)
@@ -132,7 +133,7 @@ class _Job:
         found = [_present(output, joining.origin_of(self.settings, self.origin, output)) for output in self.outputs]
         if not all(found):
             return []
-        if self.rejected is not None and _lines(self.rejected) != found[0].origin["left_out_lines"]:
+        if self.keeps_rejected and _lines(self.rejected) != found[0].origin["left_out_lines"]:
             print(f"{self.rejected}: is not there or holds other lines; all is made again now.", file=sys.stderr)
             return []
         print(f"{', '.join(str(output.prefix) for output in self.outputs)}: already whole, made from the same input "
@@ -196,12 +197,27 @@ class _Job:
             if self.settings.deduplicate:
                 joining.add_first_ones(list(map(parts.find, joined)), parts.folders[0] / ".duplicates.tmp")
             joining.check(self.progress.total)
-            if self.rejected is not None:  # before the datasets: a run that is killed between is made again
+            self._remove_stale()
+            if self.keeps_rejected:  # before the datasets: a run that is killed between is made again
                 _keep_rejected(parts, joined, self.rejected)
             manifests = joining.finish(self.origin, self.progress.total)
         parts.remove()
         self.progress.end()
         return manifests
+
+
+    def _remove_stale(self) -> None:
+        """Parts of these keys that are no longer held out, whose documents are now in others, and rejected lines."""
+        def names(origin: dict) -> list[str]:
+            key, held_out = origin.get("json_key"), origin.get("part")
+            return [f"_{held_out}_{key}_document"] if key in self.settings.json_keys else []
+
+        datasets = [output.prefix for output in self.outputs]
+        before = [*map(stale.origin_of, datasets), *stale.remove_datasets(self.output_prefix, datasets, names)]
+        quarantined = any(origin.get("on_bad_line") == "quarantine" for origin in before)
+        if quarantined and not self.keeps_rejected and self.rejected.is_file():
+            print(f"{self.rejected}: was made for this prefix with other settings; it is removed.", file=sys.stderr)
+            stale.remove_file(self.rejected)
 
 
 def _present(output: Output, origin: dict) -> Manifest | None:

@@ -124,6 +124,43 @@ def test_first_ones_are_those_of_a_set(tmp_path_factory, files):
     assert not (folder / "scratch").exists()
 
 
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_parts_that_are_no_longer_held_out_are_removed_and_named(model, tmp_path, capsys):
+    write(tmp_path / "a.jsonl", TEXTS)
+    (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes() + b"{\n")
+    asked = chosen(model, tmp_path / "a.jsonl", on_bad_line="quarantine")
+    making.preprocess(asked, tmp_path / "out")
+    making.preprocess(asked, tmp_path / "out_tests")
+    for ending in ("bin", "idx"):  # made by another tool, and the user's own
+        part(tmp_path / "out_foreign_text_document", ending).write_bytes(b"")
+    for name, content in (("out_my_document", "{}"), ("out_notes", "["), ("out_own_text_document", '{"format": 1}')):
+        part(tmp_path / name, "json").write_text(content)
+    before = names(tmp_path)
+    capsys.readouterr()
+    making.preprocess(dataclasses.replace(asked, hold_out=(("validation", 0.4),), on_bad_line="skip"), tmp_path / "out")
+    gone = before - names(tmp_path)
+    assert gone == {"out_rejected.jsonl", *(f"out_test_text_document.{ending}" for ending in ("bin", "idx", "json"))}
+    err = capsys.readouterr().err
+    for name in ("out_test_text_document", "out_rejected.jsonl"):
+        assert f"{tmp_path / name}: was made for this prefix with other settings; it is removed.\n" in err
+    assert err.count("it is removed") == 2 and names(tmp_path) <= before
+    plain = dataclasses.replace(asked, hold_out=(), on_bad_line="skip", json_keys=("text",))
+    making.preprocess(plain, tmp_path / "out")
+    assert not part(tmp_path / "out_validation_text_document", "bin").exists()
+    assert len(list(tmp_path.glob("out_tests_*"))) == 10, "another prefix, though it begins alike"
+
+
+def test_another_key_leaves_the_datasets_of_the_first(model, tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "title": text + "t"}) + "\n" for text in TEXTS))
+    making.preprocess(chosen(model, tmp_path / "a.jsonl"), tmp_path / "out")
+    before = names(tmp_path)
+    making.preprocess(chosen(model, tmp_path / "a.jsonl", json_keys=("title",), hold_out=()), tmp_path / "out")
+    assert before < names(tmp_path)
+
+
 @pytest.mark.parametrize("asked", [{"train": 0.1}, {"a_b": 0.1}, {"a": 0.0}, {"a": 0.6, "b": 0.4}])
 def test_parts_that_cannot_be_are_refused(asked):
     with pytest.raises(DataError, match="--hold-out"):

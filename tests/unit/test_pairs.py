@@ -61,6 +61,17 @@ def test_gsm8k_is_question_and_answer(files, tmp_path):
         merge([tmp_path / "out_text_document"] * 2, tmp_path / "merged")
 
 
+def test_a_part_that_is_no_longer_held_out_is_removed_with_its_mask(files, tmp_path, capsys):
+    make_pairs(settings(files, hold_out=(("validation", 0.3), ("test", 0.2))), tmp_path / "out")
+    make_pairs(settings(files), tmp_path / "out_valid")
+    make_pairs(settings(files, hold_out=(("test", 0.3),)), tmp_path / "out")
+    err = capsys.readouterr().err
+    assert "out_validation_loss_mask: was made" in err and err.count("it is removed") == 2
+    left = {path.name.rpartition(".")[0] for path in tmp_path.iterdir()}
+    expected = {f"out{part}{what}" for part in ("", "_test", "_valid") for what in ("_text_document", "_loss_mask")}
+    assert left == expected
+
+
 def test_bigbench_has_targets_or_scores_and_prefixes(files, tmp_path):
     examples = [{"input": "abc", "target": "uvw"}, {"input": "b", "target": ["x", "y"]},
                 {"input": "c", "target_scores": {"u": 0, "v": 1, "w": 1}}]
