@@ -5,7 +5,9 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
+import re
 import secrets
 import shutil
 from collections import deque
@@ -17,6 +19,7 @@ from typing import TypeVar
 from megatron_nca.errors import DataError
 
 Item = TypeVar("Item")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextlib.contextmanager
@@ -99,6 +102,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with publish(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON in readable letters, which UTF-8 can write: a byte of a file's name that is no UTF-8, half of a surrogate
+    pair to Python, stands as an escape and is read back as it was."""
+    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def take_number(folder: Path, text: str) -> int:

@@ -38,7 +38,7 @@ class SplitCount:
 
 def is_held_out(key: str, share: float) -> bool:
     """Whether the document of this key belongs to validation: its hash, as a number in [0, 1), lies below `share`."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < share * 2**64
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") < share * 2**64
 
 
 def stdlib_files(root: Path | None = None) -> Iterator[tuple[str, bytes]]:
@@ -89,7 +89,7 @@ def split_files(found: Iterable[tuple[str, bytes]], output: Path, held_out_share
                 except UnicodeDecodeError:
                     count.undecodable += 1
                     continue
-                line = json.dumps({"text": text, "path": name}, ensure_ascii=False).encode() + b"\n"
+                line = files.json_text({"text": text, "path": name}).encode() + b"\n"
                 write(name, line, len(content))
     return count
 

@@ -114,7 +114,7 @@ class Manifest:
         files.write_text(part(prefix, "json"), self.to_json())
 
     def to_json(self) -> str:
-        return json.dumps(to_dict(self), indent=2, ensure_ascii=False) + "\n"
+        return files.json_text(to_dict(self), indent=2) + "\n"
 
     def check(self, prefix: Path) -> None:
         """Compare the sizes of the files, without reading them. Raises DataError."""

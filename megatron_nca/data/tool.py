@@ -30,8 +30,11 @@ def run_tool(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace
     0 when all is there, 2 with one message on stderr after a user's error, 130 when interrupted.
     """
     arguments = parser.parse_args()
+    with contextlib.suppress(AttributeError):  # names of files as they are, also those that are no UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         main(arguments)
+        sys.stdout.flush()
     except MegatronNcaError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

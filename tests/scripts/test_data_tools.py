@@ -131,6 +131,37 @@ def test_a_users_folder_is_not_replaced_by_a_file(corpus, tmp_path):
     assert names(tmp_path) == ["figures", "q_rejected.jsonl", "t.model", "validation.jsonl"]
 
 
+def test_a_name_that_is_no_utf8_is_recorded(corpus, tmp_path):
+    source = Path(os.fsdecode(bytes(tmp_path) + b"/bad\xff.jsonl"))
+    source.write_bytes((corpus / "train.jsonl").read_bytes())
+    prefix = Path(os.fsdecode(bytes(tmp_path) + b"/out\xff"))
+    arguments = [*flags(corpus, "train"), "--input", source, "--output-prefix", prefix]
+    out, _ = call("preprocess_corpus", *arguments, errors="surrogateescape")
+    assert f"{prefix}_text_document: " in out
+    said = json.loads(Path(f"{prefix}_text_document.json").read_text(encoding="utf-8"))
+    assert said["origin"]["inputs"][0]["name"] == source.name
+    _, err = call("preprocess_corpus", *arguments, errors="surrogateescape")
+    assert "already whole" in err
+    call("verify_dataset", f"{prefix}_text_document", errors="surrogateescape")
+    source.write_text("".join(json.dumps({"question": f"is {n}", "answer": "yes"}) + "\n" for n in range(50)))
+    call("preprocess_pairs", "--input", source, "--layout", "gsm8k", "--output-prefix", tmp_path / "pairs",
+         *flags(corpus, "train")[4:8])
+    assert json.loads((tmp_path / "pairs_loss_mask.json").read_bytes())["origin"]["inputs"][0]["name"] == source.name
+
+
+def test_documentation_whose_names_are_no_utf8_is_collected(tmp_path):
+    folder = os.fsencode(tmp_path / "usr/share/doc")
+    os.makedirs(folder)
+    for number in range(20):
+        with open(folder + b"/\xff%d.txt" % number, "w") as file:
+            file.write(f"text {number}")
+    call("debian_corpus", "--root", tmp_path / "usr", "--output-dir", tmp_path / "out", "--held-out-share", "0.3")
+    records = [json.loads(line) for part in ("train", "validation")
+               for line in (tmp_path / f"out/{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(os.fsencode(record["path"]) for record in records) == sorted(
+        b"share/doc/\xff%d.txt" % number for number in range(20))
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
