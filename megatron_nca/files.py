@@ -245,7 +245,7 @@ def try_lock(path: Path, shared: bool = False) -> int | None:
     """Lock the file `path` (made if need be) until the descriptor returned is closed; None if another process holds it.
 
     `shared`: with others that lock it so. Children that inherit the descriptor hold the lock too. Raises DataError
-    where the file cannot be made.
+    where the file cannot be made, OSError where its disk has no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,6 +257,9 @@ def try_lock(path: Path, shared: bool = False) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

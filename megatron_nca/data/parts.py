@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from megatron_nca import files
 from megatron_nca.errors import DataError
 
 RECORD, REJECTED, TOTAL, IDENTITY = "record.json", "rejected.jsonl", "total.json", "identity.json"
+LOCK = "lock"
 UNSIGNED = "unsigned"
 """Stands in a new folder until it has an identity; what is beside it is lost with the process that made it."""
 
@@ -42,25 +44,63 @@ class Parts:
     """The encoded stretches that are there, in `folders`; this process writes into the first.
 
     `identity`: what the parts are made from; it may take long to know, and a new folder is written into before.
-    `shared`: with other processes at the same time. Then parts of other settings are an error (DataError); else they
-    are removed, and so is what a killed process left.
+    `shared`: with other processes at the same time, unless `alone`. Then parts of other settings are an error; else
+    they are removed, and so is what a killed process left. Until `close`, or the end of a `with` block, no process
+    that would be alone begins, where the disk has locks. Raises DataError.
     """
 
-    def __init__(self, folders: Sequence[Path], identity: Callable[[], dict], shared: bool = False) -> None:
+    def __init__(self, folders: Sequence[Path], identity: Callable[[], dict], shared: bool = False,
+                 alone: bool = False) -> None:
         self.folders = [Path(folder) for folder in folders]
-        self._identity = identity
-        if not shared and not self.folders[0].exists():
-            self._signed = not files.create_folder(self.folders[0], {UNSIGNED: b""})
-            if not self._signed:
-                return
-        self._signed = True
+        self._identity, self._lock, self._signed = identity, None, True
+        try:
+            if shared:
+                self._join(alone)
+            else:
+                self._take()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self) -> None:
+        """The one folder for this process alone."""
+        [folder] = self.folders
+        self._lock = _lock(folder)
+        if not _is_new(folder):
+            text = self._text()
+            _clean(folder, text)
+            if _is_new(folder):
+                self._write_identity()
+            _check(folder, text)
+            return
+        self._signed = False
+        files.write_text(folder / UNSIGNED, "")
+
+    def _join(self, alone: bool) -> None:
         text = self._text()
         for folder in self.folders:
-            if not shared:
-                self._clean(folder, text)
-            if not files.create_folder(folder, {IDENTITY: text}) and _content(folder / IDENTITY) != text:
-                raise DataError(f"{folder}: holds no parts of this dataset, but other files or parts made of another "
-                                "input, tokenizer or setting. Cure: choose another folder with --parts, or remove it.")
+            files.create_folder(folder, {IDENTITY: text})
+        self._lock = _lock(self.folders[0], shared=not alone)
+        if _is_new(self.folders[0]):  # another removed it between these lines
+            self._write_identity()
+        for folder in self.folders:
+            _check(folder, text)
+
+    def __enter__(self) -> "Parts":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes at the parts."""
+        if self._lock is not None:
+            folder = self.folders[0]
+            of_parts = (folder / IDENTITY).exists() or (folder / UNSIGNED).exists()
+            if not of_parts and _is_open(self._lock, folder / LOCK):
+                files.remove(folder / LOCK)  # the user's folder is as it was
+            os.close(self._lock)
+            self._lock = None
 
     def _text(self) -> bytes:
         return _as_text(self._identity())
@@ -68,21 +108,13 @@ class Parts:
     def sign(self) -> None:
         """Once the identity is known: from now on the parts outlive this process."""
         if not self._signed:
-            with files.publish(self.folders[0] / IDENTITY) as aside:
-                aside.write_bytes(self._text())
+            self._write_identity()
             (self.folders[0] / UNSIGNED).unlink()
             self._signed = True
 
-    @staticmethod
-    def _clean(folder: Path, identity: bytes) -> None:
-        if (folder / UNSIGNED).exists() and not (folder / IDENTITY).exists():
-            files.remove(folder)
-        found = _content(folder / IDENTITY)
-        if found is not None and found != identity:
-            print(f"{folder}: were made from another input, tokenizer or setting; they are removed.", file=sys.stderr)
-            files.remove(folder)
-        for left in folder.glob(".*.tmp"):  # by a process that was killed
-            files.remove(left)
+    def _write_identity(self) -> None:
+        with files.publish(self.folders[0] / IDENTITY) as aside:
+            aside.write_bytes(self._text())
 
     def new(self, number: int) -> Path:
         """Where this process writes a stretch."""
@@ -122,18 +154,72 @@ class Parts:
             _remove(folder)
 
 
+def _lock(folder: Path, shared: bool = False) -> int | None:
+    """A descriptor that holds the folder's lock; None where the disk has none. Raises DataError if another has it."""
+    path = folder / LOCK
+    while True:
+        try:
+            descriptor = files.try_lock(path, shared)
+        except OSError:
+            return None
+        if descriptor is None:
+            raise DataError(f"{folder}: another run is at work here. Cure: wait for its end, or stop it.")
+        if _is_open(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # its holder removed it at its end
+
+
+def _is_open(descriptor: int, path: Path) -> bool:
+    """Whether it is the file that has this name still."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_new(folder: Path) -> bool:
+    return all(path.name == LOCK for path in folder.iterdir())
+
+
+def _check(folder: Path, identity: bytes) -> None:
+    if _content(folder / IDENTITY) != identity:
+        raise DataError(f"{folder}: holds no parts of this dataset, but other files or parts made of another "
+                        "input, tokenizer or setting. Cure: choose another folder with --parts, or remove it.")
+
+
+def _clean(folder: Path, identity: bytes) -> None:
+    found = _content(folder / IDENTITY)
+    if found is not None and found != identity:
+        print(f"{folder}: were made from another input, tokenizer or setting; they are removed.", file=sys.stderr)
+    if found != identity if found is not None else (folder / UNSIGNED).exists():
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                files.remove(path)
+    for left in folder.glob(".*.tmp"):  # by a process that was killed
+        files.remove(left)
+
+
 def remove_parts_of(identity: dict, folders: Sequence[Path]) -> None:
     """Remove those parts in `folders` that are of this identity: their datasets are there."""
     for folder in map(Path, folders):
-        if _content(folder / IDENTITY) == _as_text(identity):
+        if _content(folder / IDENTITY) != _as_text(identity):
+            continue
+        try:
+            lock = _lock(folder)
+        except DataError:  # a run that is at work there, with another choice of the documents, removes them itself
+            continue
+        try:
             _remove(folder)
+        finally:
+            if lock is not None:
+                os.close(lock)
 
 
 def _remove(folder: Path) -> None:
     with ThreadPoolExecutor(4) as threads:  # what is cached of a file takes the kernel time to give up
         patterns = ("[0-9]*", ".*.tmp", TOTAL)
         list(threads.map(files.remove, [path for pattern in patterns for path in folder.glob(pattern)]))
-    for name in (UNSIGNED, IDENTITY):  # until the end they say whose the folder is
+    for name in (UNSIGNED, IDENTITY, LOCK):  # until the end they say whose the folder is
         files.remove(folder / name)
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -46,9 +46,9 @@ def make_share(settings: Preprocessing, output_prefix: Path, shard: int, shards:
     job = _Job(settings, output_prefix, workers, log_interval)
     if job.present():
         return f"{output_prefix}: nothing is left to do"
-    size, parts = job.open_parts(folders, shared=True)
-    made = list(job.encode(parts, size, shard, shards))
-    parts.note_total(job.total_stretches)
+    with job.open_parts(folders, shared=True) as parts:
+        made = list(job.encode(parts, shard, shards))
+        parts.note_total(job.total_stretches)
     job.progress.end()
     return f"{parts.folders[0]}: shard {shard}/{shards}: {len(made)} of {job.total_stretches} stretches are there"
 
@@ -80,11 +80,11 @@ def merge(settings: Preprocessing, output_prefix: Path, folders: Sequence[Path] 
     job = _Job(settings, output_prefix, 1, log_interval)
     if present := job.finished(folders):
         return present
-    parts = job.open_parts(folders, shared=True)[1]
-    counts = parts.all_counts()
-    for each in counts:
-        job.progress.add(each)
-    return job.join(parts, range(len(counts)))
+    with job.open_parts(folders, shared=True, alone=True) as parts:
+        counts = parts.all_counts()
+        for each in counts:
+            job.progress.add(each)
+        return job.join(parts, range(len(counts)))
 
 
 class _Later:
@@ -116,6 +116,7 @@ class _Job:
             files.refuse_folder(self.rejected)
         self.encoder = load_encoder(settings)
         self.outputs = joining.outputs(settings, output_prefix)
+        self.stretch_bytes = stretches.size_of_stretches(settings.inputs)
         self.shard: dict = {}
         """Where it is of one shard alone, what the manifest says of it."""
         self._origin = _Later(settings.origin)
@@ -144,35 +145,34 @@ class _Job:
         """`present`; then parts are removed that a run left which ended after its datasets appeared."""
         found = self.present()
         if found:
-            size = stretches.size_of_stretches(self.settings.inputs)
-            remove_parts_of(self.settings.identity(self.origin, size), folders or self._own_parts())
+            remove_parts_of(self._identity(), folders or self._own_parts())
         return found
+
+    def _identity(self) -> dict:
+        return self.settings.identity(self.origin, self.stretch_bytes)
 
     def _own_parts(self) -> list[Path]:
         return [Path(f"{self.output_prefix}.parts")]
 
-    def open_parts(self, folders: Sequence[Path] = (), shared: bool = False) -> tuple[int, Parts]:
-        """Bytes of a stretch, and the parts."""
-        size = stretches.size_of_stretches(self.settings.inputs)
-        return size, Parts(folders or self._own_parts(), lambda: self.settings.identity(self.origin, size), shared)
+    def open_parts(self, folders: Sequence[Path] = (), shared: bool = False, alone: bool = False) -> Parts:
+        return Parts(folders or self._own_parts(), self._identity, shared, alone)
 
     def make(self, shard: int = 0, shards: int = 1) -> list[Manifest]:
         """The datasets of the share of one of `shards`. Raises DataError."""
-        size, parts = self.open_parts()
-
-        def numbers() -> Iterator[int]:
-            yield from self.encode(parts, size, shard, shards)
+        def numbers(parts: Parts) -> Iterator[int]:
+            yield from self.encode(parts, shard, shards)
             if shard >= self.total_stretches > 0:
                 parts.remove()
                 raise DataError(explain("--shard", f"{shard}/{shards}", f"the input has {self.total_stretches} "
                                         "stretches, so this shard would be empty.", "ask for fewer shards."))
 
-        return self.join(parts, numbers())
+        with self.open_parts() as parts:
+            return self.join(parts, numbers(parts))
 
-    def encode(self, parts: Parts, size: int, shard: int = 0, shards: int = 1) -> Iterator[int]:
+    def encode(self, parts: Parts, shard: int = 0, shards: int = 1) -> Iterator[int]:
         """Encode what lacks of the share of one of `shards`; yields the numbers of its stretches when they are there,
         in order."""
-        for number, counts in encode_all(self.settings, self.encoder, self._share(size, shard, shards), parts,
+        for number, counts in encode_all(self.settings, self.encoder, self._share(shard, shards), parts,
                                          self.workers):
             self.progress.add(counts)
             if self._origin.done():
@@ -180,8 +180,8 @@ class _Job:
             yield number
         parts.sign()
 
-    def _share(self, size: int, shard: int, shards: int) -> Iterator[Stretch]:
-        for stretch in stretches.cut(self.settings.inputs, size, self.settings.longest_document):
+    def _share(self, shard: int, shards: int) -> Iterator[Stretch]:
+        for stretch in stretches.cut(self.settings.inputs, self.stretch_bytes, self.settings.longest_document):
             self.total_stretches += 1
             if stretch.number % shards == shard:
                 yield stretch

@@ -178,7 +178,8 @@ def test_a_dataset_of_other_settings_is_not_replaced_in_silence(arguments, tmp_p
 
 
 def test_parts_of_other_settings_are_not_used(arguments, tmp_path, capsys):
-    Parts([tmp_path / "out.parts"], lambda: {"other": 1}).sign()
+    with Parts([tmp_path / "out.parts"], lambda: {"other": 1}) as parts:
+        parts.sign()
     (tmp_path / "out.parts/000000").mkdir()
     preprocess(arguments, tmp_path / "out")
     assert "they are removed" in capsys.readouterr().err
@@ -191,15 +192,19 @@ def test_parts_last_once_it_is_known_what_they_are_of(tmp_path):
 
     parts = Parts([tmp_path / "parts"], lambda: pytest.fail("it is not known yet"))
     assert folder_of_a_part(parts)
+    parts.close()
     again = Parts([tmp_path / "parts"], lambda: {"of": 1})
     assert again.find(0) is None, "the first process had not known it when it ended"
     assert folder_of_a_part(again)
     new = Parts([tmp_path / "others"], lambda: {"of": 1})
     assert folder_of_a_part(new)
     new.sign()
+    again.close()
+    new.close()
     for parts in (Parts([tmp_path / name], lambda: {"of": 1}) for name in ("parts", "others")):
-        assert parts.find(0)
-        parts.remove()
+        with parts:
+            assert parts.find(0)
+            parts.remove()
     assert not list(tmp_path.iterdir())
 
 
