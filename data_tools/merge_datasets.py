@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_nca.data.manifest import prefix_of
 from megatron_nca.data.merge import merge
 from megatron_nca.data.tool import run_tool, tool_parser
 
@@ -17,14 +18,15 @@ from megatron_nca.data.tool import run_tool, tool_parser
 def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser("merge_datasets.py", __doc__)
     parser.add_argument("prefixes", metavar="PREFIX", nargs="+", type=Path,
-                        help="path of a dataset without .bin, .idx or .json")
+                        help="path of a dataset; an ending .bin, .idx or .json is dropped")
     parser.add_argument("--output-prefix", type=Path, required=True, help="path of the merged dataset; must not exist")
     return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
-    manifest = merge(arguments.prefixes, arguments.output_prefix)
-    print(f"{arguments.output_prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of "
+    output = prefix_of(arguments.output_prefix)
+    manifest = merge(list(map(prefix_of, arguments.prefixes)), output)
+    print(f"{output}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of "
           f"{len(arguments.prefixes)} datasets")
 
 

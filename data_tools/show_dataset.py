@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from megatron_nca.data import encoders
+from megatron_nca.data.manifest import prefix_of
 from megatron_nca.data.tool import run_tool, tool_parser
 from megatron_nca.errors import ConfigError, DataError, explain
 from megatron_nca.files import publish, refuse_folder
@@ -62,7 +63,7 @@ def main(arguments: argparse.Namespace) -> None:
     for name in ("tokenizer_type", "vocab_file", "merge_file"):
         if getattr(arguments, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: belongs to --document. Cure: give it, or leave it out.")
-    datasets = [Opened(_without_ending(prefix)) for prefix in arguments.prefixes]
+    datasets = [Opened(prefix_of(prefix)) for prefix in arguments.prefixes]
     if arguments.decode is not None:
         return decode(datasets, arguments)
     if arguments.sequences is not None and arguments.picture is None:
@@ -74,10 +75,6 @@ def main(arguments: argparse.Namespace) -> None:
     report(datasets, arguments.limit, arguments.report)
     for path in filter(None, drawn.values()):
         print(f"written: {path}")
-
-
-def _without_ending(prefix: Path) -> Path:
-    return prefix.with_suffix("") if prefix.suffix in (".bin", ".idx", ".json") else prefix
 
 
 def decode(datasets: list[Opened], arguments: argparse.Namespace) -> None:
@@ -93,7 +90,7 @@ def document(arguments: argparse.Namespace) -> None:
     chosen = None
     if arguments.tokenizer_type is not None or any(given.values()):
         chosen = encoders.TokenizerFiles(type=arguments.tokenizer_type or encoders.SENTENCEPIECE, **given)
-    text, note = documents.document(_without_ending(arguments.prefixes[0]), arguments.document, chosen)
+    text, note = documents.document(prefix_of(arguments.prefixes[0]), arguments.document, chosen)
     if note is not None:
         print(note, file=sys.stderr)
     print(text)

@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_nca.data.manifest import prefix_of
 from megatron_nca.data.tool import run_tool, tool_parser
 from megatron_nca.data.verify import verify
 from megatron_nca.errors import ConfigError, DataError, explain
@@ -32,10 +33,8 @@ def main(arguments: argparse.Namespace) -> None:
         raise ConfigError(explain("--vocab-size", arguments.vocab_size, "must be at least 1.", "50257 is GPT-2's."))
     bad = 0
     for prefix in arguments.prefixes:
-        if prefix.suffix in (".bin", ".idx", ".json"):
-            prefix = prefix.with_suffix("")
         try:
-            print(verify(prefix, arguments.vocab_size))
+            print(verify(prefix_of(prefix), arguments.vocab_size))
         except DataError as error:
             print(error, file=sys.stderr)
             bad += 1

@@ -19,6 +19,8 @@ from typing import TypeVar
 from megatron_nca.errors import DataError
 
 Item = TypeVar("Item")
+LONGEST_NAME = 255 - len(".." "1234567-12345678.tmp")
+"""Bytes of a file's name; while it is written it has more."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -51,6 +53,12 @@ def refuse_folder(path: Path) -> None:
     """Raise DataError if a folder stands where a file is to be, before the work that it is made from."""
     if path.is_dir() and not path.is_symlink():
         raise DataError(f"{path}: is a folder. Cure: name a file, or move it away.")
+
+
+def check_name(path: Path) -> None:
+    """Raise DataError if a file's name is too long to be written aside first."""
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise DataError(f"{path}: its name is longer than {LONGEST_NAME} bytes. Cure: choose a shorter one.")
 
 
 def create_folder(path: Path, contents: Mapping[str, bytes]) -> bool:

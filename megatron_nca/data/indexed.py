@@ -92,6 +92,7 @@ class IndexedWriter:
         self._idx: Aside | None = None
 
     def __enter__(self) -> "IndexedWriter":
+        files.check_name(part(self.prefix, "json"))
         with self._translated("bin"):
             self.prefix.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()

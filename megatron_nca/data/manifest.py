@@ -22,6 +22,12 @@ def part(prefix: Path, ending: str) -> Path:
     return Path(f"{prefix}.{ending}")
 
 
+def prefix_of(path: Path) -> Path:
+    """The prefix of a dataset that a user names by it, or by one of its files."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".bin", ".idx", ".json") else path
+
+
 def unigram_entropy_nats(histogram: np.ndarray) -> float:
     """Entropy in nats of the distribution with these counts: the loss of a model that knows frequencies only.
 

@@ -110,12 +110,14 @@ class _Job:
             if value < 1:
                 raise DataError(explain(flag, value, "must be at least 1.", "give a positive number."))
         self.settings, self.output_prefix, self.workers = settings, output_prefix, workers
+        self.outputs = joining.outputs(settings, output_prefix)
+        for output in self.outputs:
+            files.check_name(part(output.prefix, "json"))
         self.rejected = Path(f"{output_prefix}_rejected.jsonl")
         self.keeps_rejected = settings.on_bad_line == "quarantine"
         if self.keeps_rejected:
             files.refuse_folder(self.rejected)
         self.encoder = load_encoder(settings)
-        self.outputs = joining.outputs(settings, output_prefix)
         self.stretch_bytes = stretches.size_of_stretches(settings.inputs)
         self.shard: dict = {}
         """Where it is of one shard alone, what the manifest says of it."""

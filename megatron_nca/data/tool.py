@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -27,7 +29,8 @@ def tool_parser(prog: str, description: str) -> argparse.ArgumentParser:
 def run_tool(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> int:
     """Parse the command line, call `main` with it, and return the exit code.
 
-    0 when all is there, 2 with one message on stderr after a user's error, 130 when interrupted.
+    0 when all is there, 2 with one message on stderr after a user's error, 130 when interrupted, 141 when whoever read
+    the output has ended, as by SIGPIPE.
     """
     arguments = parser.parse_args()
     with contextlib.suppress(AttributeError):  # names of files as they are, also those that are no UTF-8
@@ -37,6 +40,15 @@ def run_tool(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace
         sys.stdout.flush()
     except MegatronNcaError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
+        return 141
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or error.filename is None:
+            raise
+        print(f"{parser.prog}: {os.fsdecode(error.filename)}: its name is too long. Cure: choose a shorter one.",
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)

@@ -15,7 +15,7 @@ from megatron_nca import files
 from megatron_nca.config.law import NcaLaw, replace
 from megatron_nca.data.given import check_file
 from megatron_nca.data.indexed import IndexedReader
-from megatron_nca.data.manifest import Manifest, part
+from megatron_nca.data.manifest import Manifest, part, prefix_of
 from megatron_nca.errors import ConfigError, DataError, explain
 from megatron_nca.nca import complexity, simulate
 
@@ -90,7 +90,7 @@ Corpus = TokenCorpus | ByteCorpus
 
 def open_corpus(paths: Sequence[Path], law: NcaLaw, alphabet: int | None = None) -> Corpus:
     """An indexed dataset, if there is PREFIX.idx, or text files as one corpus. Raises DataError and ConfigError."""
-    prefixes = [path.with_suffix("") if path.suffix in (".bin", ".idx") else path for path in paths]
+    prefixes = list(map(prefix_of, paths))
     indexed = [prefix for prefix in prefixes if part(prefix, "idx").exists()]
     if indexed and len(paths) > 1:
         cure = "give one of them, or merge them first (data_tools/merge_datasets.py)."

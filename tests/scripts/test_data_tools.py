@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,12 @@ def test_other_user_errors_are_one_message_and_exit_2(corpus, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_datasets_are_merged_by_any_of_their_names(corpus, tmp_path):
+    out, _ = call("merge_datasets", corpus / "train_text_document.bin", corpus / "validation_text_document.idx",
+                  corpus / "train_text_document.json", "--output-prefix", tmp_path / "all.v1.bin")
+    assert out.startswith(f"{tmp_path / 'all.v1'}: ") and names(tmp_path) == ["all.v1.bin", "all.v1.idx", "all.v1.json"]
+
+
 def test_a_users_folder_is_not_replaced_by_a_file(corpus, tmp_path):
     quarantine = [*flags(corpus, "train"), "--on-bad-line", "quarantine", "--output-prefix", tmp_path / "q"]
     for folder, tool, arguments in [
@@ -160,6 +167,27 @@ def test_documentation_whose_names_are_no_utf8_is_collected(tmp_path):
                for line in (tmp_path / f"out/{part}.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sorted(os.fsencode(record["path"]) for record in records) == sorted(
         b"share/doc/\xff%d.txt" % number for number in range(20))
+
+
+def test_a_reader_that_ends_early_is_no_error(corpus):
+    process = start("show_dataset", corpus / "train_text_document")
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 141
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("length", [225, 240, 300])
+def test_a_name_that_is_too_long_is_one_message(corpus, tmp_path, length):
+    long = tmp_path / ("x" * length)
+    for tool, arguments in [("preprocess_corpus", [*flags(corpus, "train"), "--output-prefix", long]),
+                            ("merge_datasets", [corpus / "train_text_document"] * 2 + ["--output-prefix", long]),
+                            ("show_dataset", [long]), ("verify_dataset", [long])]:
+        if length == 300 or tool == "preprocess_corpus" or (tool == "merge_datasets" and length == 240):
+            _, err = call(tool, *arguments, code=2)
+            said = "(its name is|File name) (too long|longer than 233).*Cure: "
+            assert re.search(f"{tool}.py: {tmp_path}/xx.*{said}", err)
+            assert err.count("\n") == 1
+    assert names(tmp_path) == []
 
 
 def names(folder):

@@ -98,6 +98,7 @@ def test_the_band_of_a_text_as_lines_of_a_recipe(tmp_path, capsys):
     assert sum(figures["histogram"]["corpus"]) == figures["windows"] == figures["windows there"]
     assert sum(figures["histogram"]["rules"]) == 256 and figures["candidates passed"] > 0
     assert plot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert band.open_corpus([part(prefix, "json")], law).name == str(prefix)
     assert main(["band", f"{prefix}.idx", *SMALL, "--threads", "2", "--json", str(tmp_path / "again.json")]) == 0
     assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
 
