@@ -43,5 +43,6 @@ def load(path: Path, name: str) -> KnownCorpus:
     """The corpus of that name. Raises DataError with those that there are; ConfigError if the table is wrong."""
     table = read_yaml(path)
     if name not in table:
-        raise DataError(f"--corpus {name}: is not in {path}, which has {', '.join(table)}.{suggest(name, list(table))}")
+        raise DataError(f"--corpus {name}: is not in {path}.{suggest(name, list(table))} Cure: name one that is there, "
+                        "or leave it out.")
     return build(KnownCorpus, table[name], f"{path}: {name}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from megatron_nca.data import encoders
 from megatron_nca.data.encoders import TokenizerFiles
 from megatron_nca.data.tiktoken_files import TiktokenRules
+from megatron_nca.errors import ConfigError, explain
 
 
 def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +26,17 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def tokenizer_of(arguments: argparse.Namespace) -> TokenizerFiles:
-    """What the flags name. Raises DataError."""
+    """What the flags name. Raises DataError and ConfigError."""
     given = {"pattern": arguments.tiktoken_pattern, "num_special_tokens": arguments.tiktoken_num_special_tokens,
              "special_tokens": arguments.tiktoken_special_tokens and tuple(arguments.tiktoken_special_tokens),
              "vocab_size": arguments.vocab_size}
     given = {name: value for name, value in given.items() if value is not None}
+    if given and arguments.tokenizer_type != encoders.TIKTOKEN:
+        name, value = next(iter(given.items()))
+        flag = "--vocab-size" if name == "vocab_size" else "--tiktoken-" + name.replace("_", "-")
+        value = list(value) if isinstance(value, tuple) else value
+        raise ConfigError(explain(flag, value, f"{arguments.tokenizer_type} has no use for it; it is for "
+                                  f"{encoders.TIKTOKEN}.", "leave it out."))
     return TokenizerFiles(type=arguments.tokenizer_type, model=arguments.tokenizer_model,
                           vocab_file=arguments.vocab_file, merge_file=arguments.merge_file,
                           tiktoken=TiktokenRules(**given) if given else None, gigatoken=arguments.use_gigatoken)
@@ -43,4 +50,8 @@ def add_hold_out(parser: argparse.ArgumentParser) -> None:
 
 def _share(text: str) -> tuple[str, float]:
     name, _, share = text.partition("=")
-    return name, float(share)
+    try:
+        return name, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: is no part with its share. Cure: for example "
+                                         f"{name or 'validation'}=0.01.") from error

@@ -190,6 +190,17 @@ def test_a_name_that_is_too_long_is_one_message(corpus, tmp_path, length):
     assert names(tmp_path) == []
 
 
+def test_flags_that_cannot_be_are_named_as_they_were_given(corpus, tmp_path):
+    for given, message in [
+        (["--hold-out", "validation"], r"argument --hold-out: validation: is no part .* Cure: .* validation=0\.01"),
+        (["--hold-out", "test=x"], r"argument --hold-out: test=x: is no part with .* Cure: for example test=0\.01"),
+        (["--vocab-size", 10], r"--vocab-size = 10: SentencePieceTokenizer has no use for it.* Cure: leave it out"),
+        (["--tiktoken-special-tokens", "a"], r"--tiktoken-special-tokens = \['a'\]: .* Cure: leave it out"),
+    ]:
+        _, err = call("preprocess_corpus", *flags(corpus, "train"), "--output-prefix", tmp_path / "out", *given, code=2)
+        assert re.search(message, err)
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 

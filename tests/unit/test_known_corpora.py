@@ -51,5 +51,7 @@ def test_every_corpus_of_the_table_is_sound():
     for name in ("openwebtext", "openwebmath", "codeparrot", "c4"):
         known = known_corpora.load(TOOLS / "corpora.yaml", name)
         assert 0 < sum(known.hold_out.values()) < 0.1 and known.expected.low > 1e8
-    with pytest.raises(DataError, match="Did you mean 'codeparrot'"):
-        known_corpora.load(TOOLS / "corpora.yaml", "codeparot")
+    for name, said in (("codeparot", r"Did you mean 'codeparrot'\?"),
+                       ("nosuch", "Known: openwebtext, openwebmath, codeparrot, c4\\.")):
+        with pytest.raises(DataError, match=rf"corpora\.yaml\. {said} Cure: name one that is there, or leave it out\."):
+            known_corpora.load(TOOLS / "corpora.yaml", name)
