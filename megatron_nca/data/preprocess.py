@@ -207,7 +207,6 @@ class _Job:
         self.progress.end()
         return manifests
 
-
     def _remove_stale(self) -> None:
         """Parts of these keys that are no longer held out, whose documents are now in others, and rejected lines."""
         def names(origin: dict) -> list[str]:
