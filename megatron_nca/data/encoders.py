@@ -183,9 +183,15 @@ def _kinds_of(pieces: list[str]) -> bytes | None:
 
 def _table(runs: object, kinds: list[int]) -> bytes:
     """For each code point the kind of the group of the pattern `runs` that finds it, or 0."""
+    return _groups(runs).translate(bytes([0, *kinds]).ljust(256, b"\0"))
+
+
+@functools.cache
+def _groups(runs: object) -> bytes:
+    """For each code point the number of the group that finds it, or 0; half a second for each pattern."""
     table = bytearray(sys.maxunicode + 1)
     for found in runs.finditer("".join(map(chr, range(sys.maxunicode + 1)))):
-        table[found.start() : found.end()] = bytes([kinds[found.lastindex - 1]]) * (found.end() - found.start())
+        table[found.start() : found.end()] = bytes([found.lastindex]) * (found.end() - found.start())
     return bytes(table)
 
 
