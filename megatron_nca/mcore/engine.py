@@ -248,11 +248,11 @@ class Engine:
 
     def load(self, folder: Path) -> RunConfig:
         """Weights, and optimizer states if there are any; sets the schedule to the checkpoint's iteration."""
-        from megatron_nca.mcore import freezing, optim, sharded
+        from megatron_nca.mcore import freezing, sharded
 
         freezing.check_same(folder, load_run_config(folder), self.phase.freeze)
         shared = self.phase.fully_parallel_checkpoints
-        with self._whole_weights(to_change=True), optim.settings_kept(self.optimizer):
+        with self._whole_weights(to_change=True):
             run_config = sharded.load(folder, self.chunks, self.optimizer, self.model_config, shared)
         self.schedule.num_steps = 0
         self.schedule.step(increment=run_config.consumed_sequences)

@@ -1,6 +1,5 @@
 """Gradient buffers, the distributed optimizer and the schedule."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 
@@ -108,14 +107,19 @@ def build_schedule(optimizer: object, phase: Phase) -> OptimizerParamScheduler:
     )
 
 
-SETTINGS = ("max_lr", "min_lr", "betas", "eps", "wd_mult", "lr_mult")
-"""Of a group of parameters, beside what the schedule sets at each iteration."""
+def take_settings(state: object, optimizer: object) -> None:
+    """Put the phase's settings in place of those that a loaded state of the optimizer was written with.
+
+    Megatron's load would go on with the old ones, and from 0.19 on find no group of other rates.
+    """
+    own = next((group for group in optimizer.param_groups if group.get("max_lr")), optimizer.param_groups[0])
+    for group in _groups(state):
+        names = ("betas", "eps", *(("max_lr", "min_lr") if group.get("max_lr") else ()))  # those that are frozen stay
+        group.update({name: own[name] for name in names if name in group and name in own})
 
 
-@contextlib.contextmanager
-def settings_kept(optimizer: object) -> Iterator[None]:
-    """Inside, a checkpoint is loaded, which brings the settings it was written with: those of the phase hold."""
-    kept = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
-    yield
-    for group, settings in zip(optimizer.param_groups, kept, strict=True):
-        group.update(settings)
+def _groups(state: object) -> Iterator[dict]:
+    """Every group of parameters in the state of one optimizer or of a chain of them."""
+    if isinstance(state, dict):
+        for key, value in state.items():
+            yield from value if key == "param_groups" else _groups(value)

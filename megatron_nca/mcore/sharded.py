@@ -21,7 +21,7 @@ from megatron_nca import pickles
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.errors import CheckpointError
-from megatron_nca.mcore import patches
+from megatron_nca.mcore import optim, patches
 from megatron_nca.mcore.async_save import Writing, failed
 from megatron_nca.mcore.torch_dist import TorchDistReader
 
@@ -117,6 +117,7 @@ def load(
             missing, unexpected = inner.load_state_dict(state[f"model{stage}"], strict=False)
             assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
         if run_config.optimizer:
+            optim.take_settings(state["optimizer"], optimizer)
             optimizer.load_state_dict(state["optimizer"])
         else:
             optimizer.reload_model_params()
