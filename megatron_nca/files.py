@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from megatron_nca.errors import DataError
+from megatron_nca.errors import DataError, explain
 
 Item = TypeVar("Item")
 LONGEST_NAME = 255 - len(".." "1234567-12345678.tmp")
@@ -53,6 +53,17 @@ def refuse_folder(path: Path) -> None:
     """Raise DataError if a folder stands where a file is to be, before the work that it is made from."""
     if path.is_dir() and not path.is_symlink():
         raise DataError(f"{path}: is a folder. Cure: name a file, or move it away.")
+
+
+def check_free(folder: Path, need: int, setting: str, value: object, cure: str) -> None:
+    """Raises DataError, naming the setting, if the disk of `folder`, made or not, has less than `need` bytes free."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        reason = f"needs {need / 1e6:,.1f} MB, and in {folder} {free / 1e6:,.1f} MB are free."
+        raise DataError(explain(setting, value, reason, cure))
 
 
 def check_name(path: Path) -> None:

@@ -7,7 +7,6 @@ absent; two writers of one block write the same bytes. Nothing is locked and not
 """
 
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -305,13 +304,7 @@ def _blocks_of(candidates: int, shard: tuple[int, int], block_size: int) -> rang
 
 def _check_space(path: Path, need: int) -> None:
     """Raises DataError if the disk of a bank, begun or not, has less than `need` bytes free."""
-    folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        reason = f"the blocks to come need {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free."
-        raise DataError(explain("bank", str(path), reason, "free some space, or ask for fewer candidates."))
+    files.check_free(path, need, "bank", str(path), "free some space, or ask for fewer candidates.")
 
 
 def _block_bytes(block_size: int, dtype: np.dtype) -> int:

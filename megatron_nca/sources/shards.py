@@ -70,7 +70,7 @@ class Parts:
         sequences = sum(len(self._of_chunk(chunk)) for chunk in lacking)
         width = self.source.trajectory.document_tokens * optimal_dtype(self.source.num_tokens).itemsize
         cure = "free some space, or choose another folder with --parts."
-        writing.check_free(self.folders[0], sequences * width, "shard", f"{shard}/{shards}", cure)
+        files.check_free(self.folders[0], sequences * width, "shard", f"{shard}/{shards}", cure)
 
     def make_share(self, shard: int, shards: int, progress: Callable[[int], None] = lambda sequences: None) -> int:
         """Make the chunks of one of `shards` processes, those that are not there. Returns how many were made.

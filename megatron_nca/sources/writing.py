@@ -1,18 +1,18 @@
 """A source's sequences to PREFIX.{bin,idx,json}, and what is there already. The same for every source."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from megatron_nca import files
 from megatron_nca.config.law import NcaLaw
 from megatron_nca.config.schema import to_dict
 from megatron_nca.data.indexed import IndexedWriter, optimal_dtype
 from megatron_nca.data.manifest import Manifest, part
-from megatron_nca.errors import DataError, explain
+from megatron_nca.errors import DataError
 from megatron_nca.sources import Source
 
 INDEX_BYTES = 4 + 8 + 8
@@ -102,15 +102,4 @@ def size_bytes(source: Source) -> int:
 def check_space(source: Source, prefix: Path) -> None:
     """Raises DataError if the disk of `prefix` has too little free space."""
     cure = "free some space, choose another folder or fewer sequences."
-    check_free(Path(prefix).absolute().parent, size_bytes(source), "sequences", source.num_sequences, cure)
-
-
-def check_free(folder: Path, need: int, setting: str, value: object, cure: str) -> None:
-    """Raises DataError, naming the setting, if the disk of `folder`, made or not, has less than `need` bytes free."""
-    folder = Path(folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        reason = f"needs {need / 1e6:,.1f} MB, but {folder} has {free / 1e6:,.1f} MB free."
-        raise DataError(explain(setting, value, reason, cure))
+    files.check_free(Path(prefix).absolute().parent, size_bytes(source), "sequences", source.num_sequences, cure)
