@@ -3,6 +3,8 @@
 import argparse
 import gc
 import importlib
+import os
+import select
 import sys
 
 from megatron_nca import __version__
@@ -55,13 +57,27 @@ def main(argv: list[str] | None = None) -> int:
             verb.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     try:
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        print(end="", flush=True)  # here, where the end of a reader can still be told
+        return status
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
+        return 141  # as by SIGPIPE
     except MegatronNcaError as error:
         print(f"megatron-nca {arguments.verb}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"megatron-nca {arguments.verb}: interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_has_gone() -> bool:
+    """Whether it was the output that broke, and no connection of a training."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return any(events & select.POLLERR for _, events in output.poll(0))
 
 
 if __name__ == "__main__":

@@ -192,6 +192,25 @@ def test_dry_run_prints_all_commands_and_writes_nothing(tmp_path, recipe_values,
     assert not folder.exists()
 
 
+def test_a_reader_that_ends_early_is_no_error(tmp_path, recipe_values):
+    words = [write_recipe(tmp_path / "recipe.yaml", recipe_values), "--run-dir", tmp_path / "x", "--dry-run"]
+    command = [sys.executable, "-m", "megatron_nca", "run", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 141
+    process.stderr.close()
+
+
+def test_a_connection_that_breaks_is_no_reader_that_ends(monkeypatch, tmp_path):
+    def broken(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(verb, "run", broken)
+    with open(tmp_path / "out", "w") as file, monkeypatch.context() as context, pytest.raises(BrokenPipeError):
+        context.setattr(sys, "stdout", file)
+        main(["run", "recipe.yaml", "--run-dir", "x"])
+
+
 def test_overrides_may_stand_on_either_side_of_the_options(tmp_path, recipe_values, capsys):
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
     words = [str(recipe), "phases.text.iterations=12", "--dry-run", "--run-dir", str(tmp_path / "x"), "seeds=[0, 1]"]
