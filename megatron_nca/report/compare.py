@@ -21,6 +21,11 @@ T_QUANTILES += [2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2
 """97.5 % quantiles of Student's t for 1..30 degrees of freedom; beyond, the last one serves (a little too wide)."""
 
 
+def exponential(nats: float) -> float:
+    """Of a loss, or of a difference of two; at most about 1e304, near the largest that a float holds."""
+    return math.exp(min(nats, 700.0))
+
+
 @dataclass(frozen=True)
 class Row:
     """One arm under one seed, beside the control of the same seed."""
@@ -49,12 +54,12 @@ class Row:
 
     @property
     def perplexity(self) -> float | None:
-        return None if self.loss is None else math.exp(min(self.loss, 700.0))  # the largest that a float holds
+        return None if self.loss is None else exponential(self.loss)
 
     @property
     def ratio(self) -> float | None:
         """Perplexity over the control's; below 1 is better."""
-        return None if self.difference is None else math.exp(self.difference)
+        return None if self.difference is None else exponential(self.difference)
 
     @property
     def speed_up(self) -> float | None:

@@ -13,6 +13,7 @@ from megatron_nca.report.compare import (
     Learned,
     Row,
     Spread,
+    exponential,
     spread,
 )
 from megatron_nca.report.runs import Run
@@ -60,7 +61,7 @@ def arms_table(rows: Sequence[Row], several: bool) -> str:
                 f"{run} / {arm}" if several else arm,
                 f"{len(done)} of {len(mine)}",
                 _with_spread(loss, "{:.4f}"),
-                "-" if loss is None else f"{math.exp(loss.mean):.3f}",
+                "-" if loss is None else _ratio(exponential(loss.mean)),
                 "-" if difference is None else ratio_text(difference),
                 _each(pairs, lambda row: row.tokens_to_control, _tokens),
                 _each(pairs, lambda row: row.speed_up, _times),
@@ -83,8 +84,8 @@ def runs_table(rows: Sequence[Row], several: bool) -> str:
             row.phase,
             f"{row.tokens:,}",
             _or_dash(row.loss, "{:.4f}".format),
-            _or_dash(row.perplexity, "{:.3f}".format),
-            _or_dash(row.ratio, "{:.4f}".format),
+            _or_dash(row.perplexity, _ratio),
+            _or_dash(row.ratio, lambda ratio: _ratio(ratio, 4)),
             "-" if row.reached is None else _or_never(row.tokens_to_control, _tokens),
             "-" if row.reached is None else _or_never(row.speed_up, _times),
             row.note,
@@ -187,9 +188,9 @@ def ratio_text(difference: Spread, words: bool = False) -> str:
     if difference.sd is not None:
         notes.append(f"sd {difference.sd:.3f} nats")
     if difference.interval is not None:
-        low, high = (math.exp(bound) for bound in difference.interval)
-        notes.append(f"95 % {low:.3f}..{high:.3f}")
-    ratio = f"{math.exp(difference.mean):.3f}"
+        low, high = (_ratio(exponential(bound)) for bound in difference.interval)
+        notes.append(f"95 % {low}..{high}")
+    ratio = _ratio(exponential(difference.mean))
     return f"{ratio} ({', '.join(notes)})" if notes else ratio
 
 
@@ -224,6 +225,11 @@ def _or_never(value: float | None, form) -> str:
 
 def _tokens(value: float) -> str:
     return f"{value:,.0f}"
+
+
+def _ratio(value: float, digits: int = 3) -> str:
+    """A ratio or a perplexity; one of a run that went astray may have hundreds of digits."""
+    return f"{value:.{digits}f}" if value < 1e9 else f"{value:.{digits}e}"
 
 
 def _times(value: float) -> str:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -112,6 +113,18 @@ def test_ratio_tokens_and_speed_up_of_a_pair(make_run):
     assert row.speed_up == pytest.approx(6 / 5.5)
     assert row.total_tokens == (4 + 6) * TOKENS
     assert row.total_speed_up == pytest.approx(6 / 9.5)
+
+
+@pytest.mark.parametrize("arm", ["scratch", "nca"])
+def test_a_loss_whose_exponential_no_float_holds_is_reported(make_run, arm):
+    run = make_run(seeds=(0, 1, 2), nca_final=(2.9, 2.9, 2.9))
+    for seed in range(3):
+        write_phase(run, arm, "text", {0: 5.0, 3: 4.0, 6: 800.0 + seed}, seed)
+    assert main(["report", str(run.path), "--no-curves"]) == 0
+    row = row_of(run, arm)
+    assert row.state == "finished" and row.perplexity == math.exp(700)
+    report = (run.report / "report.md").read_text()
+    assert "800.0" in report and "e+304" in report and not re.search(r"\d{20}", report)
 
 
 def test_a_worse_arm_never_reaches_the_control(make_run, capsys):
