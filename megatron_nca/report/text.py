@@ -154,12 +154,17 @@ def _remarks(runs: Sequence[Run], rows: Sequence[Row]) -> str:
 
 
 def _compute_remarks(run: Run, rows: Sequence[Row]) -> list[str]:
-    control = next(row for row in rows if row.arm == run.recipe.control)
+    """Of each arm, by the first seed of which it and the control are finished; all seeds have one budget."""
+    finished = [row for row in rows if row.loss is not None]
+    controls = {row.seed: row for row in finished if row.arm == run.recipe.control}
     result = []
-    for arm in dict.fromkeys(row.arm for row in rows):
-        row = next(row for row in rows if row.arm == arm)
+    for arm in run.recipe.arms:
+        row = next((row for row in finished if row.arm == arm and row.seed in controls), None)
+        if row is None or arm == run.recipe.control:
+            continue
+        control = controls[row.seed]
         extra = row.total_tokens - control.total_tokens
-        if row.loss is not None and control.loss is not None and extra > 0 and arm != run.recipe.control:
+        if extra > 0:
             result.append(
                 f"{run.name}: not matched in compute: {arm} was trained on {extra:,} tokens more than "
                 f"{control.arm} ({extra / control.total_tokens:.0%}), which the control was not given."

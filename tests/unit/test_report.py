@@ -213,6 +213,15 @@ def test_one_seed_and_unequal_compute_are_said(make_run):
     assert report.rstrip().splitlines()[-1] == "- nca / scratch perplexity ratio: 0.905 (1 seed)"
 
 
+@pytest.mark.parametrize("arm", ["scratch", "nca"])
+def test_unequal_compute_is_said_where_the_first_seed_is_not_finished(make_run, arm):
+    run = make_run(seeds=(0, 1), nca_final=(2.9, 2.9))
+    run.phase(arm, 0, "text").done.unlink()
+    loaded = load_run(run.path)
+    report = text.markdown([loaded], compare.rows(loaded), [], curves=False)
+    assert f"nca was trained on {4 * TOKENS:,} tokens more than scratch (67%)" in report
+
+
 FRAMES = [None, 2.0, 1.0, 0.1]
 """Bucket 3 would end at position 72 of 64: it is no whole frame and does not count."""
 
