@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_replaceable(output: Path) -> None:
-    """A folder that is not an old report is not replaced."""
-    if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / "report.md").is_file())):
+    """A folder that is not an old report is not replaced, such as one with a report.md of someone's own."""
+    is_report = all((output / name).is_file() for name in ("report.md", "runs.csv"))
+    if output.exists() and not (is_report or (output.is_dir() and not any(output.iterdir()))):
         raise ConfigError(f"--output = {str(output)!r}: exists and is not a report. Cure: choose another folder.")

@@ -365,9 +365,11 @@ def test_what_is_no_run_folder_and_what_is_no_report_are_left_alone(make_run, tm
     assert "is not a run folder" in capsys.readouterr().err
     precious = tmp_path / "precious"
     precious.mkdir()
-    (precious / "thesis.tex").write_text("x")
-    assert main(["report", str(make_run().path), "--no-curves", "--output", str(precious)]) == 2
-    assert os.listdir(precious) == ["thesis.tex"]
+    run = str(make_run().path)
+    for name in ("thesis.tex", "report.md"):
+        (precious / name).write_text("x")
+        assert main(["report", run, "--no-curves", "--output", str(precious)]) == 2
+    assert sorted(os.listdir(precious)) == ["report.md", "thesis.tex"]
 
 
 def test_an_old_report_is_replaced(make_run):
