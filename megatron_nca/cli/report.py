@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [row for run in runs for row in compare.rows(run)]
     checks = [check for run in runs for check in compare.learned(run)]
     output = arguments.output or RunFolder(arguments.directories[0]).report
-    _check_replaceable(output)
+    if arguments.output is not None:  # a run's own folder is made anew, whatever of it has been removed
+        _check_replaceable(output)
     with publish(output) as aside:
         aside.mkdir()
         if not arguments.no_curves:

@@ -378,3 +378,12 @@ def test_an_old_report_is_replaced(make_run):
     Path(run.report / "stale").write_text("x")
     assert main(["report", str(run.path), "--no-curves"]) == 0
     assert sorted(os.listdir(run.report)) == ["report.md", "runs.csv"]
+
+
+def test_a_report_of_which_a_file_was_removed_is_made_again(make_run):
+    run = make_run()
+    for name in ("report.md", "runs.csv"):
+        assert main(["report", str(run.path), "--no-curves"]) == 0
+        Path(run.report / name).unlink()
+    assert main(["report", str(run.path), "--no-curves"]) == 0
+    assert sorted(os.listdir(run.report)) == ["report.md", "runs.csv"]
