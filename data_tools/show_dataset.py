@@ -6,7 +6,8 @@ the other.
 
 Example:
     python data_tools/show_dataset.py runs/low runs/high --sequences 0 1 2 --picture frames.png
-    python data_tools/show_dataset.py runs/nca --report runs/nca_quality --decode 5
+    python data_tools/show_dataset.py runs/nca --report runs/nca_quality
+    python data_tools/show_dataset.py runs/nca --decode 5
     python data_tools/show_dataset.py corpus/train_text_document --decode 0 --tokenizer-model corpus/tokenizer.model
 
 --document prints one document of a corpus, made here or by Megatron-LM's own tool:
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     drawn = {"--picture": arguments.picture, "--report": arguments.report}
+    check_alone(arguments)
     for name, path in drawn.items():
         if path is not None and importlib.util.find_spec("matplotlib") is None:
             raise ConfigError(explain(name, str(path), "needs matplotlib.", "pip install 'megatron_nca[log]'."))
@@ -75,6 +77,15 @@ def main(arguments: argparse.Namespace) -> None:
     report(datasets, arguments.limit, arguments.report)
     for path in filter(None, drawn.values()):
         print(f"written: {path}")
+
+
+def check_alone(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError if something is asked for beside text, which is printed and nothing else."""
+    given = [name for name in ("document", "decode", "picture", "report", "sequences")
+             if getattr(arguments, name) is not None]
+    if len(given) > 1 and given[0] in ("document", "decode"):
+        reason = f"prints text and nothing else, so --{given[1]} would not be heeded."
+        raise ConfigError(explain(f"--{given[0]}", getattr(arguments, given[0]), reason, "call the tool twice."))
 
 
 def decode(datasets: list[Opened], arguments: argparse.Namespace) -> None:
