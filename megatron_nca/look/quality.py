@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_nca.data.manifest import unigram_entropy_nats
-from megatron_nca.look.opened import Opened
+from megatron_nca.look.opened import TEXT_WINDOW, Opened
 from megatron_nca.nca import complexity
 
 
@@ -73,9 +73,12 @@ def lines(dataset: Opened, quality: Quality) -> list[tuple[str, str]]:
     """(figure, value) for a reader, in order."""
     manifest, origin = dataset.manifest, dataset.manifest.origin
     share = quality.duplicates / quality.measured
+    held, measured = "sequences", "sequences"
+    if dataset.trajectory is None:  # a stream of text, which is read on over the ends of its documents
+        held, measured = "documents", f"stretches of {TEXT_WINDOW:,} tokens"
     result = [
         ("what", dataset.description),
-        ("sequences", f"{manifest.documents:,}, {manifest.tokens:,} tokens of {manifest.dtype}"),
+        (held, f"{manifest.documents:,}, {manifest.tokens:,} tokens of {manifest.dtype}"),
         ("made by", f"{origin.get('generator', manifest.kind)}, seed {origin.get('seed', '-')}"),
     ]
     if examined := origin.get("candidates_examined"):
@@ -83,7 +86,7 @@ def lines(dataset: Opened, quality: Quality) -> list[tuple[str, str]]:
         result.append(("acceptance", f"{accepted:,} of {examined:,} candidates, {accepted / examined:.1%}"))
         result.append(("distinct rules", f"{origin['rules']:,}"))
     result += [
-        ("measured over", f"the first {quality.measured:,} sequences"),
+        ("measured over", f"the first {quality.measured:,} {measured}"),
         ("distinct sequences", f"{quality.measured - quality.duplicates:,}"),
         ("duplicates", f"{quality.duplicates:,} ({share:.2%})"),
         ("entropy of tokens", f"{quality.entropy_nats:.4f} nats"),

@@ -184,7 +184,9 @@ def test_text_is_decoded_by_its_own_tokenizer(tool, tmp_path):
     other.write_bytes(tokenizer.train(tmp_path / "a.jsonl", 290)[0])
     with pytest.raises(DataError, match="was made with another tokenizer"):
         decoding.decode(Opened(corpus), 0, other)
-    assert "kind" not in tool(corpus, "--report", tmp_path / "report").err
+    said = tool(corpus, "--report", tmp_path / "report")
+    assert "kind" not in said.err and "\n  documents  " in said.out and "\n  sequences  " not in said.out
+    assert "stretches of 1,024 tokens" in said.out
     assert read_png(tmp_path / "report" / "gzip_ratios.png").size
 
 
