@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from megatron_nca.account.devices import DEVICES
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peak-tflops", type=float, metavar="X", help="of one device, 10^12 a second, instead")
     parser.add_argument("--memory-gib", type=float, metavar="X", help="of one device, instead")
     parser.add_argument("--build", action="store_true", help="build one rank without memory, and compare what it holds")
-    parser.add_argument("--rank", type=int, default=0, metavar="R", help="which one (default 0)")
+    parser.add_argument("--rank", type=int, metavar="R", help="which one --build builds (default 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object; bytes, and device-hours per phase")
     accept_overrides_anywhere(parser)
 
@@ -61,9 +62,11 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         raise ConfigError(explain("--mfu", arguments.mfu, "is not above 0 and at most 1.", cure))
     for flag in ("peak_tflops", "memory_gib"):
         value = getattr(arguments, flag)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             cure = "give a positive number, or leave it out."
-            raise ConfigError(explain(f"--{flag.replace('_', '-')}", value, "must be positive.", cure))
+            raise ConfigError(explain(f"--{flag.replace('_', '-')}", value, "must be positive and finite.", cure))
+    if arguments.rank is not None and not arguments.build:
+        raise ConfigError(explain("--rank", arguments.rank, "belongs to --build.", "add --build, or leave it out."))
 
 
 def _chosen(recipe: object, phase: str | None) -> list[str]:
@@ -131,7 +134,7 @@ def _phase(recipe: object, name: str, arguments: argparse.Namespace) -> dict:
         "checkpoint_bytes": counted.total * per_parameter,
     }
     if arguments.build:
-        figures["built"] = _build(model, phase, arguments.rank, micro_batches)
+        figures["built"] = _build(model, phase, arguments.rank or 0, micro_batches)
     return figures
 
 

@@ -111,7 +111,9 @@ def test_a_built_rank_is_compared_with_the_formulas(recipe, capsys, monkeypatch)
         (["--phase", "text", "--world-size", "32"], "phases.text: global_batch_size = 16: is not a multiple"),
         (["--phase", "txt"], "--phase = 'txt': not a phase of this recipe. Did you mean 'text'?"),
         (["--mfu", "40"], "--mfu = 40.0: is not above 0 and at most 1."),
-        (["--peak-tflops", "0"], "--peak-tflops = 0.0: must be positive."),
+        (["--peak-tflops", "0"], "--peak-tflops = 0.0: must be positive and finite."),
+        (["--memory-gib", "inf"], "--memory-gib = inf: must be positive and finite."),
+        (["--rank", "1"], "--rank = 1: belongs to --build."),
         (["--phase", "text", "--build", "--rank", "1"], "phases.text: --rank = 1: the world has 1 ranks."),
     ],
 )
