@@ -381,4 +381,5 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
     try:
         return recipe_from_dict(apply_overrides(read_yaml(path), list(overrides)))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        message = str(error)
+        raise ConfigError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from error

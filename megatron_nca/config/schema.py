@@ -65,6 +65,8 @@ def to_yaml(config: Any) -> str:
 
 def apply_overrides(values: dict, overrides: list[str]) -> dict:
     """A copy of `values` with each ``a.b=value`` of `overrides` set; values are read as YAML."""
+    if overrides and not isinstance(values, dict):
+        raise ConfigError(f"override {overrides[0]!r}: the file is no mapping of settings, but {values!r}.")
     result = _copy(values)
     for override in overrides:
         dotted, equals, text = override.partition("=")

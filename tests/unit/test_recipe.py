@@ -118,6 +118,21 @@ def test_errors_name_the_file_and_overrides_reach_any_depth(tmp_path, recipe_val
         load_recipe(path, ["phases.nca.optimizer.lrr=1"])
 
 
+@pytest.mark.parametrize("text", ["", "[1]", "just words"])
+def test_a_file_that_is_no_recipe_is_one_message_with_overrides_too(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    for overrides in ([], ["seeds=[1]"], ["a.b=1"]):
+        with pytest.raises(ConfigError, match=rf"^{path}: .*mapping"):
+            load_recipe(path, overrides)
+
+
+def test_a_recipe_that_is_not_there_is_named_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(tmp_path / "none.yaml")
+    assert str(error.value) == f"{tmp_path}/none.yaml: cannot be read (No such file or directory)."
+
+
 def test_arms_share_the_chain_they_have_in_common(recipe_values):
     recipe = recipe_from_dict(recipe_values)
     assert recipe.home_arm("attention", 0) == "nca"
