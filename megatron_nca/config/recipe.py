@@ -237,7 +237,10 @@ class Recipe:
         for name, phase in self.phases.items():
             _check_known(f"phases.{name}.dataset", phase.dataset, self.datasets)
             model = self.model_config(name)
-            phase.parallel.check_model(model)
+            try:
+                phase.parallel.check_model(model)
+            except ConfigError as error:
+                raise ConfigError(f"phases.{name}.{error}") from error
             if phase.freeze is not None:
                 phase.check_freeze(name, model)
             law = self.law_of(phase.dataset)

@@ -28,7 +28,11 @@ def build(cls: type, values: Any, where: str = "") -> Any:
     missing = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in values and _is_required(f)]
     if missing:
         raise ConfigError(f"{_join(where, missing[0])}: this setting is required and was not given.")
-    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+    converted = {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:  # of a class that knows its own settings, not where it stands
+        raise ConfigError(_placed(where, str(error))) from error
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -93,6 +97,15 @@ def _copy(value: Any) -> Any:
 
 def _join(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
+
+
+def _placed(where: str, message: str) -> str:
+    """A message that begins with a setting, with `where` before it, less what it begins with already."""
+    parts = where.split(".")
+    for start in range(len(parts)):
+        if message.startswith(".".join(parts[start:]) + "."):
+            return ".".join([*parts[:start], message])
+    return _join(where, message)
 
 
 def _is_required(field: dataclasses.Field) -> bool:

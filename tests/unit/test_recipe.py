@@ -1,5 +1,6 @@
 """Recipes: what is refused, what is shared, and that those in the repository load."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,22 @@ def change(values: dict, dotted: str, value: object) -> dict:
 )
 def test_impossible_recipes(recipe_values, dotted, value, message):
     with pytest.raises(ConfigError, match=message):
+        recipe_from_dict(change(recipe_values, dotted, value))
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "setting"),
+    [
+        ("phases.text.iterations", 0, "phases.text.iterations = 0"),
+        ("phases.text.parallel", {"tensor": 3}, "phases.text.parallel.tensor = 3"),
+        ("phases.text.optimizer", {"lr": 0}, "phases.text.optimizer.lr = 0"),
+        ("datasets.text.held_out_share", 2, "datasets.text.held_out_share = 2.0"),
+        ("datasets.automata.law.num_states", 99, "datasets.automata.law.num_states = 99"),
+        ("model.hidden_size", 0, "model.hidden_size = 0"),
+    ],
+)
+def test_a_setting_is_named_with_its_place(recipe_values, dotted, value, setting):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(setting)}"):
         recipe_from_dict(change(recipe_values, dotted, value))
 
 
