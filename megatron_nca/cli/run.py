@@ -92,7 +92,7 @@ def totals(recipe: Recipe) -> list[str]:
         counted = parameters(recipe.model_config(name))
         ranks = recipe.phases[name].parallel.world_size
         tokens = plan.phase_tokens(recipe, name)
-        shape = f"{counted.total:,} parameters, {counted.body:,} of them in the layers"
+        shape = f"{counted.total:,} parameters, {counted.body:,} of them in layers and final norm"
         lines.append(f"  phase {name}: {tokens:,} tokens, {shape}, {ranks} process{'es' if ranks > 1 else ''}")
     data, checkpoints = plan.estimate_bytes(recipe)
     disk = f"about {data / 1e9:.2f} GB of generated data and up to {checkpoints / 1e9:.2f} GB of checkpoints"

@@ -189,6 +189,8 @@ def test_dry_run_prints_all_commands_and_writes_nothing(tmp_path, recipe_values,
     assert "[15/15] report (to do)" in output
     assert f"--run-dir '{folder}'" in output
     assert f"phase text: {12 * 2 * 64:,} tokens" in output
+    body = 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+    assert f"{body + 2 * 384 * 32:,} parameters, {body:,} of them in layers and final norm" in output
     assert not folder.exists()
 
 
