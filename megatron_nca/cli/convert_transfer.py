@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from megatron_nca.config.model import ModelConfig
-from megatron_nca.errors import CheckpointError, ConfigError, explain
+from megatron_nca.errors import CheckpointError, ConfigError, MegatronNcaError, explain
 
 EXAMPLES = """examples (docs/converters.md has the tables of components, laws and maps):
   the paper's transition: all layers and the final norm go on, the vocabulary is new
@@ -169,7 +169,12 @@ def open_any(path: Path) -> tuple[object, str]:
 
     told = path.exists() and any(each.tells(path) for each in formats.FORMATS.values() if each.reader)
     chosen = formats.recognise(path)[0] if told else formats.FORMATS[OURS]
-    return chosen.read(path), chosen.name
+    try:
+        return chosen.read(path), chosen.name
+    except MegatronNcaError as error:
+        if not any(f"--{name.replace('_', '-')}" in str(error) for name in chosen.read_options):
+            raise
+        raise type(error)(f"{error} `convert format` has that flag: make a {OURS} checkpoint first.") from error
 
 
 def existing_account(folder: Path) -> dict | None:

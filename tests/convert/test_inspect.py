@@ -130,3 +130,9 @@ def test_the_table_and_the_plot_of_a_difference(trained: Path, tmp_path: Path, l
 def test_what_is_no_checkpoint(tmp_path: Path, look: Callable):
     code, _, err = look(tmp_path / "missing")
     assert code == 2 and "missing: is not there" in err
+
+
+@pytest.mark.parametrize(("name", "flag"), [("nca", "--drop-head-bias"), ("language", "--num-heads")])
+def test_a_flag_that_another_action_has_is_named_with_it(look: Callable, name: str, flag: str):
+    code, _, err = look(Path(__file__).parents[1] / "golden" / f"released_{name}.pth")
+    assert code == 2 and flag in err and "`convert format` has that flag" in err
