@@ -154,7 +154,9 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}, got {type(value).__name__}.")
+        # YAML 1.1 reads 23:50:00 as the number 85800.
+        cure = " Cure: put it in quotes." if hint is str and isinstance(value, (int, float)) else ""
+        raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}, got {type(value).__name__}.{cure}")
     return value
 
 

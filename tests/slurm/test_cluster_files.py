@@ -37,6 +37,7 @@ REFUSED = {
     "partitoin": ({"partitoin": "gpu"}, "partitoin: unknown setting. Did you mean 'partition'?"),
     "in node": ({"node__devises": 4}, "node.devises: unknown setting. Did you mean 'devices'?"),
     "no time": ({"time": "soon"}, "'soon' is no duration"),
+    "time of the clock": ({"time": 85800}, "time = 85800: expected str, got int. Cure: put it in quotes."),
     "zero time": ({"time": "0s"}, "no time at all"),
     "data time": ({"data_time": "x"}, "data_time"),
     "warn": ({"warn": "40m"}, "more than half"),
