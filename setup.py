@@ -13,12 +13,12 @@ from setuptools import setup
 # One order of operations on every machine: no contraction of a * b + c, no fast-math. The other -fno- flags change no
 # value; -fno-wrapv takes back what Python's own flags ask for, which costs a fifth of the speed (measured).
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv", "-Wall", "-Wextra"]
+# g++ 12 calls variables of its own header uninitialised (bug 105593).
+AVX512 = [*(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "cd")), "-mfma", "-Wno-uninitialized"]
 FLAGS_OF_FILE = {
     "rollout_avx2.cpp": ["-mavx2", "-mfma"],
-    # g++ 12 calls variables of its own header uninitialised (bug 105593).
-    "rollout_avx512.cpp": [
-        *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "cd")), "-mfma", "-Wno-uninitialized"
-    ],
+    "rollout_avx512.cpp": AVX512,
+    "rollout_avx512_vnni.cpp": [*AVX512, "-mavx512vnni"],
 }
 SOURCES = [
     "bind",
@@ -28,6 +28,7 @@ SOURCES = [
     "deflate_size",
     "rollout_avx2",
     "rollout_avx512",
+    "rollout_avx512_vnni",
     "rollout_cpu",
     "rollout_portable",
     "rule_cpu",
@@ -44,8 +45,10 @@ HEADERS = [
     "host_device",
     "nca_cell",
     "rollout",
+    "rollout_coarse_avx512",
     "rollout_kernel",
     "rollout_kernel_body",
+    "rollout_lanes_avx512",
     "rollout_row_tables",
     "rule",
     "runner",

@@ -26,6 +26,18 @@ struct alignas(16) Features {
   float value[NUM_FEATURES];
 };
 
+// The network in integers of 16 bits, for a first look at a cell (rollout_coarse_avx512.h). Pairs of values share 32
+// bits, the first in the low half.
+struct alignas(64) CoarseTables {
+  int32_t plane[NUM_NEIGHBOURS][NUM_FEATURES / 2][MAX_STATES];
+  int32_t hidden_weight[NUM_FEATURES / 2][NUM_HIDDEN];
+  int32_t hidden_start[NUM_HIDDEN];
+  int32_t logit_weight[NUM_HIDDEN / 2][MAX_STATES];
+  int32_t logit_start[MAX_STATES];
+  float unit;   // what a logit of 1 comes to
+  float error;  // how far the difference of two logits, times `unit`, and that of their integers can lie apart
+};
+
 // A rule ready to run. Neighbours are row-major: (-1,-1), (-1,0), ... (1,1).
 struct alignas(64) RuleTables {
   Features table[NUM_NEIGHBOURS][MAX_STATES];
@@ -35,10 +47,11 @@ struct alignas(64) RuleTables {
   // The table by feature, for kernels that look states up in a register of MAX_STATES (rollout_avx512.cpp).
   float plane[NUM_NEIGHBOURS][NUM_FEATURES][MAX_STATES];
   Features feature_bias;
-  float hidden_weight[NUM_HIDDEN][NUM_FEATURES];
+  alignas(64) float hidden_weight[NUM_HIDDEN][NUM_FEATURES];
   float hidden_bias[NUM_HIDDEN];
   float logit_weight[NUM_HIDDEN][MAX_STATES];
   float logit_bias[MAX_STATES];
+  CoarseTables coarse;
 };
 
 struct Sampling {

@@ -22,6 +22,7 @@ std::vector<const Kernel*> available_kernels() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx512vnni")) kernels.push_back(&avx512_vnni_kernel);
     kernels.push_back(&avx512_kernel);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) kernels.push_back(&avx2_kernel);

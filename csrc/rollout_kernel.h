@@ -37,7 +37,7 @@ struct Kernel {
   void (*truncated_normals)(const uint32_t* words, int count, float* values);
   // `count` samples of one categorical, each from its word; its logits are standard normals of `logit_words`.
   void (*categorical)(const uint32_t* words, int count, const uint32_t* logit_words, int num_states, uint8_t* states);
-  // What the lookups of `step` need beside RuleTables::table.
+  // What `step` needs beside the tables and weights that are there already.
   void (*fill_tables)(int num_states, RuleTables& rule);
   // One update of all cells, row-major, in place. True if nothing was drawn and no state changed: then no further
   // update will change one.
@@ -51,6 +51,7 @@ extern const Kernel portable_kernel;
 #if defined(__x86_64__)
 extern const Kernel avx2_kernel;
 extern const Kernel avx512_kernel;
+extern const Kernel avx512_vnni_kernel;
 #endif
 
 }  // namespace nca

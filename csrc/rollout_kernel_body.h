@@ -5,11 +5,11 @@
 
 constexpr int TILE = TILE_CELLS<Lanes>;  // cells that are worked on together; a CellMask has room for them
 
-// cell_sample without a branch a state, of the states whose bits are set in `rivals`, two or more. Others add nothing to
-// the sums, and the last state is what remains.
-template <int S>
-static inline uint8_t sample_rivals(const float (&logits)[S][TILE], int cell, unsigned rivals, const Sampling& sampling,
-                                    uint32_t bits) {
+// cell_sample without a branch a state, of the states whose bits are set in `rivals`, two or more. Others add nothing
+// to the sums, and the last state is what remains.
+template <int S, int CELLS>
+static inline uint8_t sample_rivals(const float (&logits)[S][CELLS], int cell, unsigned rivals,
+                                    const Sampling& sampling, uint32_t bits) {
   float best = logits[__builtin_ctz(rivals)][cell], total = 0.0f, cumulative[S];
   for (unsigned left = rivals & (rivals - 1); left; left &= left - 1) {
     const float logit = logits[__builtin_ctz(left)][cell];
@@ -28,8 +28,8 @@ static inline uint8_t sample_rivals(const float (&logits)[S][TILE], int cell, un
 }
 
 // The same of two rivals, which is nearly always so, without any branch.
-template <int S>
-static inline uint8_t sample_two(const float (&logits)[S][TILE], int cell, unsigned rivals, const Sampling& sampling,
+template <int S, int CELLS>
+static inline uint8_t sample_two(const float (&logits)[S][CELLS], int cell, unsigned rivals, const Sampling& sampling,
                                  uint32_t bits) {
   const int first = __builtin_ctz(rivals), second = 31 - __builtin_clz(rivals);
   const float a = logits[first][cell], b = logits[second][cell], best = b > a ? b : a;
@@ -140,6 +140,22 @@ static bool step_kernel(const Grid& grid, const RuleTables& rule, const Sampling
 }
 
 // Philox (counter_rng.h) of many counters at once: a word is the low half of a 64-bit slot, the high half is ignored.
+template <int GROUP>
+static inline __attribute__((always_inline)) void philox_rounds(const Stream& stream, Slots (&word)[4][GROUP]) {
+  uint32_t key0 = static_cast<uint32_t>(stream.seed), key1 = static_cast<uint32_t>(stream.seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int g = 0; g < GROUP; ++g) {
+      const Slots left = multiply(word[0][g], 0xD2511F53u), right = multiply(word[2][g], 0xCD9E8D57u);
+      word[0][g] = exclusive_or(high_half(right), exclusive_or(word[1][g], Slots::broadcast(key0)));
+      word[1][g] = right;
+      word[2][g] = exclusive_or(high_half(left), exclusive_or(word[3][g], Slots::broadcast(key1)));
+      word[3][g] = left;
+    }
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
 static void words_kernel(const Stream& stream, int count, uint32_t* words) {
   constexpr int GROUP = 2;  // vectors of draws in flight
   static_assert(4 * GROUP * Slots::COUNT <= SLACK, "");
@@ -151,18 +167,7 @@ static void words_kernel(const Stream& stream, int count, uint32_t* words) {
       word[2][g] = Slots::broadcast(stream.candidate);
       word[3][g] = Slots::broadcast(stream.repeat);
     }
-    uint32_t key0 = static_cast<uint32_t>(stream.seed), key1 = static_cast<uint32_t>(stream.seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-      for (int g = 0; g < GROUP; ++g) {
-        const Slots left = multiply(word[0][g], 0xD2511F53u), right = multiply(word[2][g], 0xCD9E8D57u);
-        word[0][g] = exclusive_or(high_half(right), exclusive_or(word[1][g], Slots::broadcast(key0)));
-        word[1][g] = right;
-        word[2][g] = exclusive_or(high_half(left), exclusive_or(word[3][g], Slots::broadcast(key1)));
-        word[3][g] = left;
-      }
-      key0 += 0x9E3779B9u;
-      key1 += 0xBB67AE85u;
-    }
+    philox_rounds(stream, word);
     for (int g = 0; g < GROUP; ++g) {
       Slots::store(word[0][g], word[1][g], word[2][g], word[3][g], words + 4 * (first + g * Slots::COUNT));
     }

@@ -47,7 +47,6 @@ void prepare_rule(const Params& params, const Kernel& kernel, const Weights& wei
       table[states - 1].value[k] += conv0[k];
     }
   }
-  kernel.fill_tables(states, rule);
   memcpy(rule.feature_bias.value, weights.conv0_bias + n * NUM_FEATURES, sizeof rule.feature_bias.value);
   memcpy(rule.hidden_bias, weights.conv1_bias + n * NUM_HIDDEN, sizeof rule.hidden_bias);
   memcpy(rule.logit_bias, weights.conv2_bias + n * states, static_cast<size_t>(states) * sizeof(float));
@@ -56,6 +55,7 @@ void prepare_rule(const Params& params, const Kernel& kernel, const Weights& wei
     for (int k = 0; k < NUM_FEATURES; ++k) rule.hidden_weight[j][k] = conv1[k * NUM_HIDDEN + j];
     memcpy(rule.logit_weight[j], conv2 + j * states, static_cast<size_t>(states) * sizeof(float));
   }
+  kernel.fill_tables(states, rule);
 }
 
 }  // namespace nca

@@ -26,7 +26,7 @@ SOURCES = [
     "tests/cuda/emulated_device.cpp",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.cpp")) if path.name != "bind.cpp"),
 ]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mavx512vnni"]
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", f"-DNCA_CUDA_MODULE={NAME}"]
 
 
@@ -39,7 +39,7 @@ def emulated(tmp_path_factory) -> ModuleType:
     objects = [folder / f"{number}.o" for number in range(len(SOURCES))]
 
     def compile_one(source: str, target: Path) -> None:
-        wider = AVX512 if vector and source.endswith("avx512.cpp") else []
+        wider = AVX512 if vector and Path(source).name.startswith("rollout_avx512") else []
         subprocess.run(["g++", *FLAGS, *vector, *wider, *includes, "-c", source, "-o", target], cwd=ROOT, check=True)
 
     with ThreadPoolExecutor(2) as pool:

@@ -91,13 +91,15 @@ def test_compiled_equals_reference_to_the_bit(name, kernel):
 
 
 NEEDED = {"portable": set(), "avx2": {"avx2", "fma"}}
-NEEDED["avx512"] = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
+NEEDED["avx512"] = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma"}
+NEEDED["avx512_vnni"] = NEEDED["avx512"] | {"avx512_vnni"}
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the vector kernels are for x86-64")
 def test_kernels_are_offered_where_the_processor_has_their_instructions():
     flags = set(re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
-    assert ops.kernel_names() == [name for name in ("avx512", "avx2", "portable") if NEEDED[name] <= flags]
+    fastest_first = ("avx512_vnni", "avx512", "avx2", "portable")
+    assert ops.kernel_names() == [name for name in fastest_first if NEEDED[name] <= flags]
 
 
 def test_a_grid_is_only_at_rest_when_nothing_was_drawn():
@@ -178,3 +180,28 @@ def test_generation_does_not_import_torch():
         "sys.exit(int('torch' in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("num_states", [2, 3, 10, 16])
+def test_kernels_agree_on_weights_of_any_size(num_states):
+    """A kernel that looks in integers first has scales and bounds by rule: far out, lopsided, zero, and close calls."""
+    rng = np.random.default_rng(num_states)
+    law = NcaLaw(num_states=num_states, height=6, width=8, sequence_length=60)
+    count = 96
+    weights = simulate.draw(law, 2, np.arange(count))
+    weights = {
+        name: array * 10.0 ** rng.choice([-20, -3, 0, 0, 0, 3, 9], (count,) + (1,) * (array.ndim - 1))
+        for name, array in weights.items()
+    }
+    weights["conv1"][::7, 1] *= 1000  # one feature counts for all
+    weights["conv1"][::11, :, 3] = 0  # a hidden value that is always its bias
+    weights["conv2"][::5, :, 1] = weights["conv2"][::5, :, 0] * (1 + 1e-6)  # two states nearly as likely everywhere
+    for name in ("conv0_bias", "conv1_bias", "conv2_bias"):
+        weights[name] = rng.normal(0, 0.2, weights[name].shape) * rng.choice([0, 1, 1e6], (count, 1))
+    weights = {name: np.float32(array) for name, array in weights.items()}
+    states = rng.integers(0, num_states, (count, 12, 13))
+    for temperature in (1e-4, 1e-2, 3.0):
+        plain = simulate.rollout(weights, states, 12, temperature, 3, kernel="portable")
+        for kernel in ops.kernel_names():
+            got = simulate.rollout(weights, states, 12, temperature, 3, kernel=kernel)
+            np.testing.assert_array_equal(got, plain, err_msg=f"{kernel}, {temperature}")
