@@ -26,8 +26,9 @@ using One = LanesOf<1>;
 // Cells that wait for float32, by their place in the grid.
 struct Waiting {
   int count = 0;
-  int32_t cell[One::WIDTH + 64];
+  int32_t cell[One::WIDTH + TILE];
 
+  // Fewer than One::WIDTH may wait before.
   void add(int first, CellMask cells) {
     const __m512i ascending = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     for (int p = 0; p < Lanes::PACK; ++p, cells >>= Lanes::WIDTH) {

@@ -222,7 +222,7 @@ NCA_LANE void coarse_block(const CoarseTables& coarse, const __m512i (&hidden)[N
   for (int s = 0; s < COUNT; ++s) {
     for (int p = 0; p < PACK; ++p) _mm512_store_si512(&logits[FIRST + s][p * Lanes::WIDTH], sum[s][p]);
   }
-  __asm__("" ::: "memory");
+  __asm__("" ::: "memory");  // or g++ 12 keeps the sums in registers that the next block needs, and copies those
   if constexpr (FIRST + COUNT < S) coarse_block<S, FIRST + COUNT>(coarse, hidden, logits);
 }
 
