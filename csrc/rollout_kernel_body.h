@@ -200,18 +200,20 @@ static void categorical_kernel(const uint32_t* words, int count, const uint32_t*
 
 static void fill_tables_kernel(int num_states, RuleTables& rule) { NCA_BY_STATES(num_states, fill_tables, (rule)); }
 
-// Tokens of patches of 2x2, a row of patches in chunks of a fixed length that the next row overwrites.
+// Tokens of patches of 2x2, a row of patches in chunks of a fixed length that the next row overwrites. Two neighbours
+// are read as one number of 16 bits, the left one low.
 static inline void tokens_of_squares(const Grid& grid, const uint8_t* states, uint32_t* tokens) {
   constexpr int CHUNK = 8;
   static_assert(2 * CHUNK <= SLACK, "");
   const uint32_t base = static_cast<uint32_t>(grid.num_states);
+  const auto value = [base](uint16_t pair) { return (pair >> 8) * base + (pair & 0xFFu); };
   for (int y = 0; y < grid.height; y += 2) {
     for (int x = 0; x < grid.width; x += 2 * CHUNK) {
-      const uint8_t *above = states + y * grid.width + x, *below = above + grid.width;
+      uint16_t above[CHUNK], below[CHUNK];
+      memcpy(above, states + y * grid.width + x, sizeof above);
+      memcpy(below, states + (y + 1) * grid.width + x, sizeof below);
       uint32_t* to = tokens + (y * grid.width / 2 + x) / 2;
-      for (int i = 0; i < CHUNK; ++i) {
-        to[i] = (below[2 * i + 1] * base + below[2 * i]) * (base * base) + above[2 * i + 1] * base + above[2 * i];
-      }
+      for (int i = 0; i < CHUNK; ++i) to[i] = value(below[i]) * (base * base) + value(above[i]);
     }
   }
 }
