@@ -24,10 +24,10 @@ RULES = {"released": "16,000 rules, about ten starts each", "paper": "a rule per
 def measure(preset: str, threads: int, seed: int) -> tuple[float, float]:
     """Wall and processor seconds of one command."""
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:  # a disk, not a tmpfs
-        settings = {"preset": preset, "sequences": SEQUENCES, "threads": threads, "seed": seed, "output": f"{folder}/nca"}
-        flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        how = f"--preset {preset} --sequences {SEQUENCES} --threads {threads} --seed {seed} --output".split()
         before, begin = _processor_seconds(), time.perf_counter()
-        subprocess.run([sys.executable, "-m", "megatron_nca", "generate", *flags], check=True, capture_output=True)
+        command = [sys.executable, "-m", "megatron_nca", "generate", *how, f"{folder}/nca"]
+        subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - begin, _processor_seconds() - before
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         rounds = ", ".join(f"{wall:.2f}" for wall in walls)
         middle, used = statistics.median(walls), statistics.median(processor)
         print(f"| {preset} | {RULES[preset]} | {rounds} | {middle:.2f} | {used:.1f} |")
-    print(f"\n{arguments.threads} threads, {os.cpu_count()} cores, load average before the end {os.getloadavg()[0]:.1f}.")
+    print(f"\n{arguments.threads} threads, {os.cpu_count()} cores, load average at the end {os.getloadavg()[0]:.1f}.")
 
 
 if __name__ == "__main__":
