@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from dataclasses import asdict, dataclass
@@ -136,6 +137,11 @@ def first_address(nodes: str) -> str:
     return _field(_ask("scontrol", "show", "node", "--oneliner", name), "NodeAddr") or name
 
 
+def _outlive() -> None:
+    """Slurm ends all processes of a job that it requeues, and what asks it to may be one of them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _field(line: str, name: str) -> str | None:
     found = re.search(rf"(?:^|\s){name}=(\S*)", line)
     return found.group(1) if found else None
@@ -144,7 +150,7 @@ def _field(line: str, name: str) -> str | None:
 def _ask(*words: str) -> str:
     """The output of one of Slurm's programs. Raises LaunchError with its own words."""
     try:
-        result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, preexec_fn=_outlive)
     except FileNotFoundError as error:
         cure = "go to a machine of the cluster, or load its module."
         raise LaunchError(f"{words[0]}: is not installed here. Cure: {cure}") from error

@@ -8,7 +8,7 @@ import plans
 import pytest
 
 from megatron_nca import files, plan
-from megatron_nca.cluster import attempts, launch, record
+from megatron_nca.cluster import attempts, launch, queue, record
 from megatron_nca.cluster.attempts import Attempt, decide
 from megatron_nca.cluster.jobs import jobs
 from megatron_nca.cluster.profile import Cluster
@@ -179,3 +179,13 @@ def test_what_may_still_run_by_the_records_alone(tmp_path):
     end("002-data.draws", 1, "done")
     end("003-nca.nca", 0, "fail")
     assert record.unfinished(folder, submission) == [], "what waits for it is cancelled by Slurm"
+
+
+def test_what_asks_slurm_outlives_the_signal_that_slurm_sends_to_a_job_it_requeues(tmp_path, monkeypatch):
+    program = tmp_path / "scontrol"
+    program.write_text(f"#!/bin/sh\nkill -TERM $$\necho $* >> {tmp_path}/asked\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    queue.requeue_elsewhere("7", ["n1"])
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[1:] == ["requeuehold 7", "update JobId=7 ExcNodeList=n1", "release 7"], "else it is held for ever"
