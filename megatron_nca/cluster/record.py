@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from megatron_nca import files
 from megatron_nca.cluster import queue
@@ -46,7 +47,9 @@ def read(folder: SlurmFolder) -> Submission | None:
         return Submission(values["submission"], tuple(_job(job) for job in values["jobs"]))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _shut(error, folder.jobs) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder.jobs}: cannot be read ({error}). Cure: cancel its jobs with scancel, then remove "
                         f"{folder.path}.") from error  # fmt: skip
 
@@ -58,22 +61,33 @@ def _job(values: dict) -> Job:
 
 
 def note_id(folder: SlurmFolder, submission: Submission, job: str, number: str) -> None:
-    """Keep the number that Slurm gave a job, before the next one is submitted."""
-    with open(folder.ids, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"submission": submission.name, "job": job, "id": number}) + "\n")
+    """Keep the number that Slurm gave a job, before the next one is submitted. Raises DataError."""
+    try:
+        with open(folder.ids, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"submission": submission.name, "job": job, "id": number}) + "\n")
+    except OSError as error:
+        raise files.translate(error, folder.ids) from error
 
 
 def ids(folder: SlurmFolder, submission: Submission) -> dict[str, list[str]]:
-    """Job -> its numbers, of a series several in order."""
+    """Job -> its numbers, of a series several in order. Raises DataError if their record cannot be read."""
     result: dict[str, list[str]] = {}
     try:
-        lines = folder.ids.read_text(encoding="utf-8").splitlines()
+        for line in map(json.loads, folder.ids.read_text(encoding="utf-8").splitlines()):
+            if line["submission"] == submission.name:
+                result.setdefault(line["job"], []).append(line["id"])
     except FileNotFoundError:
-        lines = []
-    for line in map(json.loads, lines):
-        if line["submission"] == submission.name:
-            result.setdefault(line["job"], []).append(line["id"])
+        pass
+    except OSError as error:
+        raise _shut(error, folder.ids) from error
+    except (ValueError, KeyError, TypeError) as error:
+        cure = f"cancel jobs with scancel, whose numbers {folder.progress} has too; then remove the line."
+        raise DataError(f"{folder.ids}: a line of it cannot be read ({error}). Cure: {cure}") from error
     return result
+
+
+def _shut(error: OSError, path: Path) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}). Cure: check the path and your rights.")
 
 
 def ends(folder: SlurmFolder, submission: Submission, job: Job) -> dict[int, dict]:
@@ -84,7 +98,8 @@ def ends(folder: SlurmFolder, submission: Submission, job: Job) -> dict[int, dic
             values = json.loads(folder.end(job.name, element).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if values.get("submission") == submission.name:
+        known = isinstance(values, dict) and values.keys() >= {"submission", "action", "reason"}
+        if known and values["submission"] == submission.name:
             result[element] = values
     return result
 

@@ -128,16 +128,18 @@ def _send(wanted: Planned, scripts: dict[str, list[str]]) -> Submission:
     submission, folder = Submission.new(wanted.jobs), wanted.run.slurm
     submission.write(folder)
     numbers: dict[str, str] = {}
+    in_queue: list[str] = []
     try:
         for job in wanted.to_do:
             turn, after = "singleton" if wanted.is_series(job) else "", dependency(job, numbers)
             for name in scripts[job.name]:
                 numbers[job.name] = queue.submit(folder.script(name), ",".join(filter(None, (turn, after))))
+                in_queue.append(numbers[job.name])
                 record.note_id(folder, submission, job.name, numbers[job.name])
             attempts.say(folder.progress, job.name, f"submitted as job {numbers[job.name]}")
     except BaseException:
-        if numbers:
-            queue.cancel([number for of_job in record.ids(folder, submission).values() for number in of_job])
+        if in_queue:
+            queue.cancel(in_queue)
         files.remove(folder.jobs)
         raise
     return submission

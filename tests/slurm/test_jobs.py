@@ -1,5 +1,6 @@
 """The graph of jobs, the command lines of srun, and what becomes of a job that has ended."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from megatron_nca.cluster.record import Submission
 from megatron_nca.cluster.submission import dependency
 from megatron_nca.config.recipe import recipe_from_dict
 from megatron_nca.config.schema import build
+from megatron_nca.errors import DataError
 from megatron_nca.run_dir import RunFolder
 
 RUN = RunFolder(Path("/scratch/run"))
@@ -189,3 +191,16 @@ def test_what_asks_slurm_outlives_the_signal_that_slurm_sends_to_a_job_it_requeu
     queue.requeue_elsewhere("7", ["n1"])
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked[1:] == ["requeuehold 7", "update JobId=7 ExcNodeList=n1", "release 7"], "else it is held for ever"
+
+
+def test_records_that_are_torn_are_one_message_or_passed_over(tmp_path):
+    folder = RunFolder(tmp_path).slurm
+    submission = Submission.new(tuple(graph(plans.recipe_values(), RunFolder(tmp_path)).values()))
+    submission.write(folder)
+    job = submission.jobs[0]
+    for text in ("[1]", json.dumps({"submission": submission.name})):
+        files.write_text(folder.end(job.name, 0), text)
+        assert record.ends(folder, submission, job) == {}
+    folder.ids.write_text('{"submission": "' + submission.name)
+    with pytest.raises(DataError, match=r"ids.jsonl: a line of it cannot be read .* Cure: cancel jobs with scancel"):
+        record.ids(folder, submission)

@@ -16,7 +16,7 @@ from megatron_nca.cluster.script import Place
 from megatron_nca.cluster.submission import Planned
 from megatron_nca.config.recipe import recipe_from_dict
 from megatron_nca.config.schema import build, to_yaml
-from megatron_nca.errors import ConfigError, LaunchError
+from megatron_nca.errors import ConfigError, DataError, LaunchError
 from megatron_nca.run_dir import RunFolder
 
 
@@ -96,3 +96,12 @@ def test_a_folder_whose_plan_may_live_where_slurm_cannot_be_asked(tmp_path, monk
     Submission.new(wanted.jobs).write(wanted.run.slurm)
     with pytest.raises(ConfigError, match=r"a plan on Slurm has jobs left here .*, and whether they live cannot be"):
         record.check_free(wanted.run)
+
+
+def test_a_job_whose_number_cannot_be_kept_is_not_left_in_the_queue(slurm, tmp_path):
+    wanted = planned(tmp_path)
+    wanted.run.slurm.ids.mkdir(parents=True)  # no line can be added to it, as on a full disk
+    with pytest.raises(DataError, match=r"ids.jsonl: cannot be written .* Cure: "):
+        submission.submit(wanted, print)
+    plans.wait(lambda: not slurm.queue(), 60, "end of the job")
+    assert not wanted.run.slurm.jobs.exists()
