@@ -147,7 +147,8 @@ def test_a_file_that_is_no_recipe_is_one_message_with_overrides_too(tmp_path, te
 def test_a_recipe_that_is_not_there_is_named_once(tmp_path):
     with pytest.raises(ConfigError) as error:
         load_recipe(tmp_path / "none.yaml")
-    assert str(error.value) == f"{tmp_path}/none.yaml: cannot be read (No such file or directory)."
+    cure = "Cure: check the path and your rights."
+    assert str(error.value) == f"{tmp_path}/none.yaml: cannot be read (No such file or directory). {cure}"
 
 
 def test_arms_share_the_chain_they_have_in_common(recipe_values):
