@@ -52,10 +52,24 @@ def to_dict(config: Any) -> Any:
     return config
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, whose first value YAML would drop without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    problem = f"{key.value!r} stands twice in one mapping. Cure: drop one, or give it another name."
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file. Raises ConfigError if it is missing or not YAML."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         cure = "check the path and your rights."
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Cure: {cure}") from error

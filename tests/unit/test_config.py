@@ -87,6 +87,15 @@ def test_yaml_that_cannot_be_read(tmp_path):
         read_yaml(path)
 
 
+def test_a_key_that_stands_twice_is_refused_and_one_that_is_merged_in_is_not(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+    path.write_text("arms: {scratch: 1, nca: 2}\nseeds: [0]\narms: {attention: 3}\n")
+    with pytest.raises(ConfigError, match=r"(?s)'arms' stands twice in one mapping. Cure: .* line 3, column 1"):
+        read_yaml(path)
+
+
 def test_the_released_law():
     law = preset("released")
     facts = (law.frame_tokens, law.num_frames, law.document_tokens, law.num_tokens, law.first_scored_token)
