@@ -199,14 +199,14 @@ DOMAINS = {"web": (0.5, 1.0), "math": (0.5, 1.0), "code": (0.3, 0.4)}
 
 def preset(name: str) -> NcaLaw:
     """The law of that name. Raises ConfigError for an unknown one."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"preset = {name!r}: unknown.{suggest(name, list(PRESETS))}")
     return PRESETS[name]
 
 
 def domain_band(name: str) -> tuple[float, float]:
     """The band of that domain. Raises ConfigError for an unknown one."""
-    if name not in DOMAINS:
+    if not isinstance(name, str) or name not in DOMAINS:
         raise ConfigError(f"domain = {name!r}: unknown.{suggest(name, list(DOMAINS))}")
     return DOMAINS[name]
 

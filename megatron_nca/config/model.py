@@ -144,6 +144,6 @@ def resolve_preset(values: dict) -> dict:
     if "preset" not in values:
         return values
     name = values["preset"]
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"model.preset = {name!r}: unknown.{suggest(name, list(PRESETS))}")
     return {**to_dict(PRESETS[name]), **{key: value for key, value in values.items() if key != "preset"}}

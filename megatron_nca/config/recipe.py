@@ -361,9 +361,12 @@ def _resolve_law(values: dict, where: str) -> dict:
         raise ConfigError(explain(f"{where}.domain", values["domain"], reason, "drop one of the two."))
     rest = {key: value for key, value in values.items() if key not in ("preset", "domain")}
     build(NcaLaw, rest, where)  # report a misspelt key before it is merged
-    if "domain" in values:
-        rest["band"] = list(domain_band(values["domain"]))
-    return {**to_dict(preset(values["preset"])), **rest} if "preset" in values else rest
+    try:
+        if "domain" in values:
+            rest["band"] = list(domain_band(values["domain"]))
+        return {**to_dict(preset(values["preset"])), **rest} if "preset" in values else rest
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from error
 
 
 def recipe_from_dict(values: dict) -> Recipe:

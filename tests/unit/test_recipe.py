@@ -120,6 +120,18 @@ def test_a_setting_is_named_with_its_place(recipe_values, dotted, value, setting
         recipe_from_dict(change(recipe_values, dotted, value))
 
 
+@pytest.mark.parametrize(("law", "message"), [
+    ({"preset": "relased"}, "datasets.automata.law.preset = 'relased': unknown. Did you mean 'released'?"),
+    ({"preset": ["released"]}, "datasets.automata.law.preset = ['released']: unknown."),
+    ({"domain": "cod"}, "datasets.automata.law.domain = 'cod': unknown. Did you mean 'code'?"),
+])
+def test_a_preset_that_is_unknown_is_named_with_its_dataset(recipe_values, law, message):
+    recipe_values["datasets"]["automata"]["law"] = law
+    with pytest.raises(ConfigError) as error:
+        recipe_from_dict(recipe_values)
+    assert str(error.value).startswith(message)
+
+
 def test_a_preset_takes_changes_on_top(recipe_values):
     law = {"preset": "released", "sequence_length": 64, "height": 8, "width": 8, "num_rules": 5}
     recipe = recipe_from_dict(change(recipe_values, "datasets.automata.law", law))
