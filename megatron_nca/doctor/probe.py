@@ -171,9 +171,10 @@ def _open_files() -> tuple[int, int]:
 
 
 def look_at_folder(folder: Path) -> Folder:
-    """The folder, or its nearest parent that is there."""
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
-    writable = os.access(there, os.W_OK | os.X_OK)
+    """The folder, or its nearest parent that is there; a file in its place cannot be written to as a folder can."""
+    # os.path, since pathlib raises an error below a folder that is shut.
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if os.path.exists(path))
+    writable = os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
     return Folder(path=str(there), writable=writable, free=shutil.disk_usage(there).free, kind=_kind(there.resolve()))
 
 

@@ -48,7 +48,8 @@ def disk(machine: Machine) -> Finding:
     folder = machine.folder
     says = f"{_gib(folder.free)} free on {folder.kind} at {folder.path}"
     if not folder.writable:
-        return problem("disk", f"{folder.path} cannot be written to.", "name another folder with --folder.")
+        says = f"{folder.path} is no folder, or cannot be written to."
+        return problem("disk", says, "name another folder with --folder.")
     if folder.free < LEAST_DISK:
         return problem("disk", f"{says}.", "free some, or name another folder; see `megatron-nca estimate` for sizes.")
     if folder.kind in ("tmpfs", "ramfs"):

@@ -247,3 +247,12 @@ def test_limits_of_cgroups_of_both_versions(tmp_path):
     assert probe.memory_limit(one, "4:memory:/job\n") == 8192
     assert probe.memory_limit(one, "4:memory:/\n") is None
     assert probe.cpu_quota(tmp_path / "none", "") is None
+
+
+def test_a_file_is_no_folder_to_write_to_nor_is_what_would_be_below_it(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    for folder in (path, path / "runs"):
+        seen = probe.look_at_folder(folder)
+        assert seen.path == str(path) and not seen.writable
+    assert probe.look_at_folder(tmp_path / "new" / "runs").writable
