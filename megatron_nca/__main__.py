@@ -68,6 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     except MegatronNcaError as error:
         print(f"megatron-nca {arguments.verb}: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        cure = "check its rights, and those of the folders above it."
+        print(f"megatron-nca {arguments.verb}: {error.filename}: {error.strerror}. Cure: {cure}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"megatron-nca {arguments.verb}: interrupted", file=sys.stderr)
         return 130

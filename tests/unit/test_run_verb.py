@@ -1,6 +1,7 @@
 """`megatron-nca run`: what it skips, how it fails, and how it stops. The steps are small shell commands."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,3 +277,15 @@ def test_a_run_folder_that_cannot_be_made_is_a_users_error(tmp_path, recipe_valu
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
     assert main(["run", str(recipe), "--run-dir", str(tmp_path / "file" / "run")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.getuid() == 0 and shutil.which("setpriv") is None, reason="root may read everything")
+def test_a_folder_that_is_shut_is_one_message(tmp_path):
+    (tmp_path / "shut").mkdir(mode=0)
+    bare = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all") if os.getuid() == 0 else ()
+    command = [*bare, sys.executable, "-m", "megatron_nca", "status", str(tmp_path / "shut")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    recipe = tmp_path / "shut" / "recipe.yaml"
+    assert ended.returncode == 2
+    assert ended.stderr == (f"megatron-nca status: {recipe}: Permission denied. Cure: check its rights, and those of "
+                            "the folders above it.\n")
