@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,6 +71,17 @@ def add_watchdog(parser: argparse.ArgumentParser) -> None:
 def add_time_limit(parser: argparse.ArgumentParser) -> None:
     help_ = "end with 75 before so much time has passed since the start, with all saved; for example 3h50m"
     parser.add_argument("--time-limit", type=duration, metavar="DURATION", help=help_)
+
+
+def run_dir(text: str) -> Path:
+    """A run's folder, there or to be made; for argparse's `type`."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty. Cure: name a folder; a variable may not be set.")
+    path = Path(text)
+    there = next((above for above in (path, *path.parents) if os.path.lexists(above)), Path())
+    if not os.path.isdir(there):
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(there)!r} is a file. Cure: choose another path.")
+    return path
 
 
 def opened(path: Path) -> RunFolder:

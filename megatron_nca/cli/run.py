@@ -14,7 +14,7 @@ from pathlib import Path
 
 from megatron_nca import plan
 from megatron_nca.account.parameters import parameters
-from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog
+from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog, run_dir
 from megatron_nca.cluster import record
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError, StepFailed
@@ -41,7 +41,7 @@ PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file, such as launch/recipes/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder of everything that the run writes")
+    parser.add_argument("--run-dir", type=run_dir, required=True, help="folder of everything that the run writes")
     add_time_limit(parser)
     add_watchdog(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands and totals; write nothing")

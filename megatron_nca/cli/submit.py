@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from megatron_nca import plan
-from megatron_nca.cli.arguments import accept_overrides_anywhere
+from megatron_nca.cli.arguments import accept_overrides_anywhere, run_dir
 from megatron_nca.cli.sending import send
 from megatron_nca.cluster import submission
 from megatron_nca.cluster.profile import load_cluster
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file, such as launch/recipes/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="settings of the recipe to change")
     parser.add_argument("--cluster", type=Path, required=True, metavar="FILE", help="such as slurm/clusters/gpu.yaml")
-    parser.add_argument("--run-dir", type=Path, help="folder of everything that the run writes, seen by all nodes "
+    parser.add_argument("--run-dir", type=run_dir, help="folder of everything that the run writes, seen by all nodes "
                         "(default runs/NAME of the recipe)")
     parser.add_argument("--dry-run", action="store_true", help="print jobs and scripts; write and ask nothing")
     accept_overrides_anywhere(parser)

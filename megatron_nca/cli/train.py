@@ -7,7 +7,7 @@ import typing
 from functools import partial
 from pathlib import Path
 
-from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog
+from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog, run_dir
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.config.schema import suggest
 from megatron_nca.errors import NOT_FINISHED, ConfigError, MegatronNcaError, explain
@@ -42,7 +42,7 @@ fails or is killed, all end, with one message (docs/exits.md).
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("--phase", required=True, help="which phase of the recipe")
-    parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--run-dir", type=run_dir, required=True, help="the run's folder")
     parser.add_argument("--arm", help="which arm (default: the first that runs this phase)")
     parser.add_argument("--seed", type=int, help="which seed (default: the recipe's first)")
     parser.add_argument("--copy-data-to", metavar="FOLDER", help="read the dataset from a copy on the own disk of "

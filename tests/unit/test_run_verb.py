@@ -232,6 +232,16 @@ def test_user_errors_end_with_2_and_one_message(tmp_path, recipe_values, capsys)
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("verb", [["run"], ["submit", "--cluster", "c.yaml"], ["train", "--phase", "nca"]])
+def test_a_run_folder_that_cannot_be_one_is_refused_before_all_else(tmp_path, capsys, verb):
+    file = tmp_path / "file"
+    file.touch()
+    for path, reason in ((file, "is a file"), (file / "run", "is a file"), ("", "a variable may not be set")):
+        with pytest.raises(SystemExit, match="2"):
+            main([*verb, "recipe.yaml", "--run-dir", str(path)])
+        assert reason in capsys.readouterr().err
+
+
 def test_the_whole_walk_freezes_records_and_links(tmp_path, recipe_values, monkeypatch, capfd):
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
     run = RunFolder(tmp_path / "run")
@@ -270,13 +280,6 @@ def test_a_copy_inside_another_checkout_is_not_taken_for_it(tmp_path, monkeypatc
     monkeypatch.setattr(plan, "__file__", str(place / "plan.py"))
     plan.record_source(run)
     assert run.source.read_text().endswith("not a git checkout\n")
-
-
-def test_a_run_folder_that_cannot_be_made_is_a_users_error(tmp_path, recipe_values, capsys):
-    (tmp_path / "file").write_text("")
-    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
-    assert main(["run", str(recipe), "--run-dir", str(tmp_path / "file" / "run")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.getuid() == 0 and shutil.which("setpriv") is None, reason="root may read everything")
