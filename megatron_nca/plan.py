@@ -299,8 +299,9 @@ def _flatten(values: object, where: str = "") -> dict[str, object]:
     return {key: value for part in nested for key, value in part.items()}
 
 
-def check(recipe: Recipe) -> list[str]:
-    """Raise DataError if data that the recipe only reads are absent; return warnings about this machine."""
+def absent(recipe: Recipe) -> list[str]:
+    """A message for each file of data that the recipe only reads and that is not there."""
+    found = []
     for name, dataset in recipe.datasets.items():
         wanted = []
         if dataset.source == "indexed":
@@ -311,7 +312,14 @@ def check(recipe: Recipe) -> list[str]:
         for key, path in wanted:
             if not Path(path).is_file():
                 cure = f"make it with data_tools/, or point datasets.{name}.{key} at yours."
-                raise DataError(explain(f"datasets.{name}.{key}", path, "this file does not exist.", cure))
+                found.append(explain(f"datasets.{name}.{key}", path, "this file does not exist.", cure))
+    return found
+
+
+def check(recipe: Recipe) -> list[str]:
+    """Raise DataError if data that the recipe only reads are absent; return warnings about this machine."""
+    for message in absent(recipe):
+        raise DataError(message)
     return [
         f"phases.{name} starts {phase.parallel.world_size} processes on {cores()} cores; it will be slow without GPUs."
         for name, phase in recipe.phases.items()

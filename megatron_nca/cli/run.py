@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     plan.check_frozen(recipe, run_folder)
     steps = with_flags(plan.steps(recipe, run_folder), arguments)
     if arguments.dry_run:
-        print("\n".join([*describe(steps), *totals(recipe)]))
+        absent = [f"warning: {message}" for message in plan.absent(recipe)]
+        print("\n".join([*describe(steps), *totals(recipe), *absent]))
         return 0
     boards.check(recipe)  # before hours of work on data
     for warning in plan.check(recipe):

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     planned = submission.planned(recipe, cluster, run_folder, place)
     if arguments.dry_run:
         describe(planned)
+        print("".join(f"warning: {message}\n" for message in plan.absent(recipe)), end="")
         return 0
     return send(planned)
 

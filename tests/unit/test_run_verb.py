@@ -223,6 +223,15 @@ def test_overrides_may_stand_on_either_side_of_the_options(tmp_path, recipe_valu
     assert "text scratch seed1: train" in output
 
 
+def test_a_dry_run_warns_of_data_that_are_not_there(tmp_path, recipe_values, capsys):
+    words = [str(write_recipe(tmp_path / "recipe.yaml", recipe_values)), "--run-dir", str(tmp_path / "x"), "--dry-run"]
+    local = str(plan.DATA_TOOLS.parent / "slurm" / "clusters" / "local.yaml")
+    for words_of_verb in (["run"], ["submit", "--cluster", local]):
+        assert main([*words_of_verb, *words, f"datasets.text.input={tmp_path}/none.jsonl"]) == 0
+        said = f"warning: datasets.text.input = '{tmp_path}/none.jsonl': this file does not exist. Cure: "
+        assert said in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_user_errors_end_with_2_and_one_message(tmp_path, recipe_values, capsys):
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values)
     assert main(["run", str(recipe), "--run-dir", str(tmp_path / "x"), "phases.txt.iterations=1"]) == 2
