@@ -200,9 +200,10 @@ def _in_words(figures: dict) -> list[str]:
         lines += _phase_in_words(name, phase, figures)
     if "run" in figures:
         whole = figures["run"]
-        hours = "" if whole["device_hours"] is None else f", {_hours(whole['device_hours'])} device-hours"
+        unknown = "device-hours not known without a rated peak; give --peak-tflops"
+        hours = unknown if whole["device_hours"] is None else f"{_hours(whole['device_hours'])} device-hours"
         lines += [
-            f"the run, {whole['trainings']} trainings: {whole['flops']:.3g} FLOPs{hours}",
+            f"the run, {whole['trainings']} trainings: {whole['flops']:.3g} FLOPs, {hours}",
             f"  disk: {whole['generated_data_bytes'] / 1e9:,.2f} GB of generated data, up to "
             f"{whole['checkpoint_bytes'] / 1e9:,.2f} GB of checkpoints",
         ]

@@ -61,6 +61,8 @@ def test_words_say_what_fits_and_what_is_not_known(recipe, capsys):
     said = capsys.readouterr().out
     assert "DOES NOT FIT even with recompute full" in said
     assert "not known: a CPU has no rated peak; give --peak-tflops" in said
+    assert main(["estimate", recipe, "--device", "cpu"]) == 0
+    assert "FLOPs, device-hours not known without a rated peak; give --peak-tflops\n" in capsys.readouterr().out
 
 
 def test_memory_of_another_engine_is_not_guessed(recipe, capsys):
