@@ -55,8 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.for_training is not None:
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-    if arguments.nice:
-        os.nice(arguments.nice)
+    if arguments.nice < 0:
+        raise ConfigError(explain("--nice", arguments.nice, "would raise the priority.", "give 0 or more."))
+    os.nice(arguments.nice)
     if arguments.for_training is None:
         _stage(arguments, 0, _by_hand, lambda: None)
         return 0
@@ -80,6 +81,9 @@ def _stage(arguments: argparse.Namespace, consumed: int, reporter: Callable, bef
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     dataset = on_node_dataset(recipe, arguments.dataset)
     seed = recipe.seeds[0] if arguments.seed is None else arguments.seed
+    if not 0 <= seed < 2**32:
+        cure = f"give that of the training, such as {recipe.seeds[0]}."
+        raise ConfigError(explain("--seed", seed, "must lie in 0..2^32-1.", cure))
     for part, part_seed in (("validation", dataset.validation_seed), ("train", dataset.seed)):
         sequences = recipe.part_sequences(arguments.dataset, part)
         place = staging.staged(dataset, part, sequences)

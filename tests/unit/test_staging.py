@@ -167,6 +167,13 @@ def test_killed_while_another_waits(recipe_values, tmp_path):
     assert parts(tmp_path / "before") in [parts(prefix) for prefix in whole(waiting)]
 
 
+@pytest.mark.parametrize("words", [("--seed", "-1"), ("--seed", str(2**32)), ("--nice", "-5")], ids=" ".join)
+def test_numbers_that_cannot_be_are_refused(recipe_values, tmp_path, capsys, words):
+    path = recipe_file(recipe_values, tmp_path)
+    assert main(["stage", str(path), "--dataset", "automata", *words]) == 2
+    assert f"{words[0]} = {words[1]}: " in capsys.readouterr().err and not any(tmp_path.glob("*/nca-*"))
+
+
 def test_a_torn_dataset_is_made_again(recipe_values, tmp_path):
     path = recipe_file(recipe_values, tmp_path)
     assert main(["stage", str(path), "--dataset", "automata"]) == 0
