@@ -37,15 +37,20 @@ class Training:
 
 
 def training(folder: PhaseFolder, iterations: int) -> Training:
-    """By the end of metrics.jsonl, of which a line may be torn."""
-    lines = [line for line in _tail(folder.metrics) if line.get("type") == "train"]
+    """By the end of metrics.jsonl, of which a line may be torn, or lack a number."""
+    lines = [line for line in _tail(folder.metrics) if line.get("type") == "train" and _has_numbers(line)]
     if not lines:
         return Training(0, iterations, None, None, None)
     last, recent = lines[-1], lines[-RECENT:]
     seconds = sum(line["iteration-time"] for line in recent)
     tokens = sum(line["tokens-per-second"] * line["iteration-time"] for line in recent)
     left = (iterations - last["iteration"]) * seconds / len(recent)
-    return Training(last["iteration"], iterations, last["lm loss"], tokens / seconds, left)
+    return Training(last["iteration"], iterations, last["lm loss"], tokens / seconds if seconds else None, left)
+
+
+def _has_numbers(line: dict) -> bool:
+    names = ("iteration", "lm loss", "iteration-time", "tokens-per-second")
+    return all(isinstance(line.get(name), (int, float)) for name in names)
 
 
 def _tail(path: Path) -> list[dict]:
@@ -126,7 +131,8 @@ def _queued(entries: list[Entry]) -> str:
     live = [entry for entry in entries if not entry.is_over]
     if not live:
         over = {entry.state.lower() for entry in entries}
-        return f"gone from the queue{f' ({chr(44).join(sorted(over))})' if over else ''}; resubmit goes on"
+        how = f" ({', '.join(sorted(over))})" if over else ""
+        return f"gone from the queue{how}; `megatron-nca logs` may say why, resubmit goes on"
     words = []
     for entry in live[:3]:
         where = f" on {entry.nodes}" if entry.nodes else ""

@@ -9,7 +9,7 @@ import plans
 import pytest
 
 from megatron_nca import files, plan
-from megatron_nca.cluster import attempts, launch, queue, record
+from megatron_nca.cluster import attempts, launch, queue, record, status
 from megatron_nca.cluster.attempts import Attempt, decide
 from megatron_nca.cluster.jobs import jobs
 from megatron_nca.cluster.profile import Cluster
@@ -18,7 +18,7 @@ from megatron_nca.cluster.submission import dependency
 from megatron_nca.config.recipe import recipe_from_dict
 from megatron_nca.config.schema import build
 from megatron_nca.errors import DataError
-from megatron_nca.run_dir import RunFolder
+from megatron_nca.run_dir import PhaseFolder, RunFolder
 
 RUN = RunFolder(Path("/scratch/run"))
 
@@ -204,3 +204,10 @@ def test_records_that_are_torn_are_one_message_or_passed_over(tmp_path):
     folder.ids.write_text('{"submission": "' + submission.name)
     with pytest.raises(DataError, match=r"ids.jsonl: a line of it cannot be read .* Cure: cancel jobs with scancel"):
         record.ids(folder, submission)
+
+
+def test_status_passes_over_lines_that_lack_numbers(tmp_path):
+    line = {"type": "train", "iteration": 3, "lm loss": 2.5, "iteration-time": 0.0, "tokens-per-second": 0.0}
+    folder = PhaseFolder(tmp_path)
+    folder.metrics.write_text("\n".join(map(json.dumps, [line, {"type": "train"}, {**line, "lm loss": None}])) + "\n{")
+    assert str(status.training(folder, 9)) == "iteration 3 of 9, loss 2.5000"
