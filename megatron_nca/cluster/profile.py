@@ -1,5 +1,6 @@
 """A cluster file: all that differs from one Slurm to another, as frozen settings that are checked when built."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ OWN_OPTIONS = {
     *("gpus-per-node", "gpus", "mem", "time", "signal", "requeue", "no-requeue", "array", "export", "chdir"),
     *("dependency", "kill-on-invalid-dep", "partition", "account", "qos", "parsable", "wrap", "exclude"),
 }
+LONGEST = 366 * 86_400.0
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY($|_)|API_?KEY", re.IGNORECASE)
 
 
@@ -67,7 +69,7 @@ class Node:
         if self.copy_data and self.disk is None:
             cure = "name the folder with node.disk, such as $SLURM_TMPDIR."
             raise ConfigError(explain("node.copy_data", True, "there is no disk to copy to.", cure))
-        if self.disk_gb < 0 or (self.disk_gb and self.disk is None):
+        if not 0 <= self.disk_gb < math.inf or (self.disk_gb and self.disk is None):
             cure = "give a number from 0 on, beside node.disk."
             raise ConfigError(explain("node.disk_gb", self.disk_gb, "is no size of a folder that is named.", cure))
 
@@ -174,14 +176,17 @@ class Cluster:
         for name in ("max_nodes", "series", "tries", "array_limit", "array_at_once"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(explain(name, getattr(self, name), "must be at least 1.", "give a positive number."))
-        if self.storage_gb is not None and self.storage_gb <= 0:
+        if self.storage_gb is not None and not 0 < self.storage_gb < math.inf:
             cure = "give 10^9 bytes, or leave it out."
-            raise ConfigError(explain("storage_gb", self.storage_gb, "leaves nothing for a run.", cure))
+            raise ConfigError(explain("storage_gb", self.storage_gb, "is no size that a run may take.", cure))
         for name in ("time", "data_time", "warn"):
             _seconds(name, getattr(self, name))
         if 2 * self.warn_seconds > min(self.seconds(True), self.seconds(False)):
             cure = "shorten it, or ask for more time."
             raise ConfigError(explain("warn", self.warn, "is more than half of the time limit.", cure))
+        if self.python is not None and not (self.python.strip() and self.python.isprintable()):
+            cure = "name the program, or leave it out for the one that submits."
+            raise ConfigError(explain("python", self.python, "is empty, or cannot be printed.", cure))
         self._check_environment()
 
     def _check_environment(self) -> None:
@@ -224,6 +229,8 @@ def _seconds(name: str, text: str | None) -> None:
         raise ConfigError(f"{name} = {error}") from error
     if seconds <= 0:
         raise ConfigError(explain(name, text, "is no time at all.", "give for example 3h50m."))
+    if seconds > LONGEST:
+        raise ConfigError(explain(name, text, "is more than a year.", "give for example 3h50m."))
 
 
 def _check_words(values: dict[str, str | None]) -> None:
