@@ -112,6 +112,8 @@ def _say_what_begins(job: Job, engine: Engine, run_config: RunConfig) -> None:
                 engine.adam)
     if engine.environment_note is not None:
         logger.info("%s", engine.environment_note)
+    for difference in reading.differences(job.recipe, job.run, job.recipe.phases[job.phase].dataset):
+        logger.warning("warning: %s", difference)
     freeze = engine.phase.freeze
     if freeze is not None:
         limit = freeze.iterations

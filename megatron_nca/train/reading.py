@@ -5,7 +5,10 @@ from pathlib import Path
 
 from megatron_nca import files
 from megatron_nca.config.recipe import Recipe
+from megatron_nca.config.schema import to_dict
 from megatron_nca.data.blend import Blend
+from megatron_nca.data.manifest import Manifest
+from megatron_nca.errors import explain
 from megatron_nca.mcore.engine import datasets, lone_process
 from megatron_nca.run_dir import RunFolder
 
@@ -18,6 +21,29 @@ def blends(recipe: Recipe, run: RunFolder, name: str) -> tuple[Blend, Blend]:
         return Blend.of(*((weight, run.dataset(one).prefix(part, recipe.datasets[one])) for weight, one in weights))
 
     return of("train"), of("validation")
+
+
+def differences(recipe: Recipe, run: RunFolder, name: str) -> list[str]:
+    """What a recipe says of a generated dataset and is not so of the one in the run folder, which is what is read.
+
+    Raises DataError.
+    """
+    dataset, found = recipe.datasets[name], []
+    if not dataset.is_generated or dataset.on_node is not None:
+        return []
+    for part, sequences, seed in (("train", "sequences", "seed"),
+                                  ("validation", "validation_sequences", "validation_seed")):  # fmt: skip
+        prefix = run.dataset(name).prefix(part, dataset)
+        manifest = Manifest.load(prefix)
+        asked = {sequences: recipe.part_sequences(name, part), seed: getattr(dataset, seed)}
+        there = {sequences: manifest.documents, seed: manifest.origin.get("seed")}
+        if dataset.source == "nca":
+            asked |= {f"law.{key}": value for key, value in to_dict(dataset.law).items()}
+            there |= {f"law.{key}": value for key, value in manifest.origin.get("law", {}).items()}
+        cure = "leave the setting as it was, or make the dataset anew in another run folder."
+        found += [explain(f"datasets.{name}.{key}", value, f"{prefix}, which is read, has {there[key]!r}.", cure)
+                  for key, value in asked.items() if key in there and value != there[key]]  # fmt: skip
+    return found
 
 
 def index_cache(recipe: Recipe, run: RunFolder, phase: str) -> Path:

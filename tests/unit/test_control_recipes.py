@@ -13,6 +13,7 @@ from megatron_nca.data.indexed import IndexedWriter
 from megatron_nca.data.manifest import Manifest
 from megatron_nca.errors import ConfigError
 from megatron_nca.run_dir import RunFolder
+from megatron_nca.train import reading
 
 DEMO = Path(__file__).parents[2] / "launch" / "recipes" / "demo_controls.yaml"
 BRACKETS = {"source": "dyck", "sequences": 6, "validation_sequences": 4, "dyck": {"symbols": 5}}
@@ -88,6 +89,13 @@ def test_a_recipe_with_controls_is_walked_dry_and_its_data_made(values, tmp_path
              for name in ("shuffled", "iid")}
     assert bases["shuffled"][0] == bases["iid"][0] == bases["iid"][1] != bases["shuffled"][1]
     assert all(step.whole for step in plan.steps(recipe, run) if step.name.endswith("generate"))
+    assert not any(reading.differences(recipe, run, name) for name in recipe.datasets)
+    changed = ["iid.sequences=7", "automata.seed=5", "automata.law.num_states=5", "automata.validation_sequences=9"]
+    other = load_recipe(run.recipe, [f"datasets.{change}" for change in changed])
+    said = [line for name in recipe.datasets for line in reading.differences(other, run, name)]
+    assert {re.sub(r" = .*", "", line) for line in said} >= {f"datasets.{change.split('=')[0]}" for change in changed}
+    prefix = run.dataset("iid").path / "train"
+    assert f"datasets.iid.sequences = 7: {prefix}, which is read, has 10. Cure: leave the setting" in "".join(said)
 
 
 def test_the_demo_with_controls_is_the_demo_and_two_arms():
