@@ -23,11 +23,13 @@ from pathlib import Path
 from megatron_nca.data import encoders
 from megatron_nca.data.manifest import prefix_of
 from megatron_nca.data.tool import run_tool, tool_parser
-from megatron_nca.errors import ConfigError, DataError, explain
-from megatron_nca.files import publish, refuse_folder
+from megatron_nca.errors import ConfigError, explain
+from megatron_nca.files import check_replaced, publish, refuse_folder
 from megatron_nca.look import decoding, documents, picture, quality
 from megatron_nca.look.opened import Opened
 from megatron_nca.nca import complexity
+
+REPORT = ("quality.md", "gzip_ratios.png")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,8 +111,8 @@ def document(arguments: argparse.Namespace) -> None:
 
 def report(datasets: list[Opened], limit: int, folder: Path | None) -> None:
     """Print the figures of each dataset, and write them with a histogram if there is a folder."""
-    if folder is not None and folder.exists() and not (folder / "quality.md").is_file():
-        raise DataError(explain("--report", str(folder), "exists and is no report.", "choose another folder."))
+    if folder is not None:
+        check_replaced(folder, REPORT, "--report")
     measured = [quality.measure(dataset, limit) for dataset in datasets]
     sections = [(str(dataset.prefix), quality.lines(dataset, one))
                 for dataset, one in zip(datasets, measured, strict=True)]
@@ -123,8 +125,9 @@ def report(datasets: list[Opened], limit: int, folder: Path | None) -> None:
         aside.mkdir()
         ratios = [(dataset.name, one.ratios) for dataset, one in zip(datasets, measured, strict=True)]
         bands = [None if dataset.law is None else complexity.official_band(dataset.law) for dataset in datasets]
-        picture.draw_histogram(ratios, bands, aside / "gzip_ratios.png")
-        (aside / "quality.md").write_text(quality.markdown(sections, "gzip_ratios.png"), encoding="utf-8")
+        page, histogram = REPORT
+        picture.draw_histogram(ratios, bands, aside / histogram)
+        (aside / page).write_text(quality.markdown(sections, histogram), encoding="utf-8")
 
 
 if __name__ == "__main__":

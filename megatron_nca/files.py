@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +53,18 @@ def refuse_folder(path: Path) -> None:
     """Raise DataError if a folder stands where a file is to be, before the work that it is made from."""
     if path.is_dir() and not path.is_symlink():
         raise DataError(f"{path}: is a folder. Cure: name a file, or move it away.")
+
+
+def check_replaced(folder: Path, names: Collection[str], setting: str, also: Collection[str] = ()) -> None:
+    """Raise DataError, naming the setting, unless a report may take the place of what is at `folder`: nothing, an empty
+    folder, or a folder of files of all these names, perhaps those of `also`, and no others."""
+    there = set(os.listdir(folder)) if folder.is_dir() else None
+    if there or (there is None and (folder.exists() or folder.is_symlink())):
+        if there is None or not set(names) <= there:
+            raise DataError(explain(setting, str(folder), "exists and is no report.", "choose another folder."))
+        if others := sorted(there - {*names, *also}):
+            reason = f"holds {others[0]} beside a report, which would be lost."
+            raise DataError(explain(setting, str(folder), reason, "move it away, or choose another folder."))
 
 
 def check_free(folder: Path, need: int, setting: str, value: object, cure: str) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from megatron_nca.errors import ConfigError
-from megatron_nca.files import publish
+from megatron_nca.files import check_replaced, publish
 from megatron_nca.run_dir import RunFolder
 
 EXAMPLES = """examples:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     checks = [check for run in runs for check in compare.learned(run)]
     output = arguments.output or RunFolder(arguments.directories[0]).report
     if arguments.output is not None:  # a run's own folder is made anew, whatever of it has been removed
-        _check_replaceable(output)
+        check_replaced(output, ("report.md", "runs.csv"), "--output", also=(text.CURVES,))
     with publish(output) as aside:
         aside.mkdir()
         if not arguments.no_curves:
@@ -50,10 +50,3 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\nwritten: {output / 'report.md'}")
     print("\n".join(text.last_lines(runs, rows)))
     return 0
-
-
-def _check_replaceable(output: Path) -> None:
-    """A folder that is not an old report is not replaced, such as one with a report.md of someone's own."""
-    is_report = all((output / name).is_file() for name in ("report.md", "runs.csv"))
-    if output.exists() and not (is_report or (output.is_dir() and not any(output.iterdir()))):
-        raise ConfigError(f"--output = {str(output)!r}: exists and is not a report. Cure: choose another folder.")

@@ -202,6 +202,9 @@ def test_the_report_of_the_released_law(tool, tmp_path):
     assert "| distinct rules | 300 |" in report and "![gzip ratios](gzip_ratios.png)" in report
     assert read_png(tmp_path / "report" / "gzip_ratios.png").std() > 0
     tool(tmp_path / "nca", "--report", tmp_path / "report")
+    (tmp_path / "report" / "notes.txt").write_text("mine")
+    assert "holds notes.txt" in tool(tmp_path / "nca", "--report", tmp_path / "report", code=2).err
+    assert len(list((tmp_path / "report").iterdir())) == 3
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,7 @@ def test_the_report_of_the_released_law(tool, tmp_path):
         (["--sequences", 0], "belongs to --picture"),
         (["--sequences", *[0] * 3000, "--picture", "{folder}/x.png"], "sequences = 3000: make a picture 60,0"),
         (["--report", "{folder}"], "exists and is no report"),
+        (["--report", "{folder}/file"], "exists and is no report"),
         (["{folder}/none"], "none.json: is missing"),
     ],
 )

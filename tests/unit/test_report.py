@@ -366,10 +366,11 @@ def test_what_is_no_run_folder_and_what_is_no_report_are_left_alone(make_run, tm
     precious = tmp_path / "precious"
     precious.mkdir()
     run = str(make_run().path)
-    for name in ("thesis.tex", "report.md"):
+    for name in ("thesis.tex", "report.md", "runs.csv"):
         (precious / name).write_text("x")
         assert main(["report", run, "--no-curves", "--output", str(precious)]) == 2
-    assert sorted(os.listdir(precious)) == ["report.md", "thesis.tex"]
+    assert sorted(os.listdir(precious)) == ["report.md", "runs.csv", "thesis.tex"]
+    assert "thesis.tex" in capsys.readouterr().err
 
 
 def test_an_old_report_is_replaced(make_run):
