@@ -8,7 +8,7 @@ from typing import Literal
 
 from megatron_nca.account.devices import DEVICES
 from megatron_nca.config.duration import seconds_of
-from megatron_nca.config.schema import build, read_yaml, suggest
+from megatron_nca.config.schema import build, named, read_yaml, suggest
 from megatron_nca.errors import ConfigError, explain
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -242,8 +242,5 @@ def _check_words(values: dict[str, str | None]) -> None:
 
 def load_cluster(path: Path) -> Cluster:
     """A cluster file. Raises ConfigError naming the file and the setting."""
-    try:
+    with named(path):
         return build(Cluster, read_yaml(path))
-    except ConfigError as error:
-        message = str(error)
-        raise ConfigError(message if message.startswith(str(path)) else f"{path}: {message}") from error

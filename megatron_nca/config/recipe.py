@@ -12,7 +12,7 @@ from megatron_nca.config.dataset import Dataset
 from megatron_nca.config.law import NcaLaw, domain_band, preset
 from megatron_nca.config.model import ModelConfig, ModelShape, resolve_preset
 from megatron_nca.config.parallel import ParallelConfig
-from megatron_nca.config.schema import apply_overrides, build, read_yaml, suggest, to_dict
+from megatron_nca.config.schema import apply_overrides, build, named, read_yaml, suggest, to_dict
 from megatron_nca.config.start import Freeze, Start
 from megatron_nca.config.tracking import Wandb
 from megatron_nca.errors import ConfigError, explain
@@ -384,8 +384,5 @@ def recipe_from_dict(values: dict) -> Recipe:
 
 def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
     """A recipe from a YAML file with ``a.b=value`` overrides. Raises ConfigError naming the file."""
-    try:
+    with named(path):
         return recipe_from_dict(apply_overrides(read_yaml(path), list(overrides)))
-    except ConfigError as error:
-        message = str(error)
-        raise ConfigError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from error

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_nca.config.model import ModelConfig
-from megatron_nca.config.schema import build, read_yaml
+from megatron_nca.config.schema import build, named, read_yaml
 from megatron_nca.config.start import Freeze
 from megatron_nca.errors import CheckpointError, ConfigError
 
@@ -52,6 +52,7 @@ def load_run_config(checkpoint: Path) -> RunConfig:
             "Cure: give the folder of one iteration, such as .../checkpoints/iter_0000100."
         )
     try:
-        return build(RunConfig, read_yaml(path))
+        with named(path):
+            return build(RunConfig, read_yaml(path))
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(str(error)) from error

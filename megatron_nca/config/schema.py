@@ -1,9 +1,11 @@
 """YAML and dictionaries to frozen dataclasses and back: unknown keys and wrong types are errors."""
 
+import contextlib
 import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,28 +55,40 @@ def to_dict(config: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, whose first value YAML would drop without a word."""
+    """PyYAML's, but a key that is given twice is an error, as YAML has it; theirs drops the first without a word."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node, seen = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if (key.tag, key.value) in seen:
-                    problem = f"{key.value!r} stands twice in one mapping. Cure: drop one, or give it another name."
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
                 seen.add((key.tag, key.value))
         return node
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises ConfigError if it is missing or not YAML."""
+    """The content of a YAML file. Raises ConfigError if it is missing or not YAML, or gives a key twice."""
     try:
         return _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         cure = "check the path and your rights."
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Cure: {cure}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+        mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        reason = f"{said or ' '.join(str(error).split())}{place}"
+        raise ConfigError(f"{path}: is not valid YAML: {reason}. Cure: correct it there.") from error
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """A ConfigError about the settings of a file begins with its path, once."""
+    try:
+        yield
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from error
 
 
 def to_yaml(config: Any) -> str:
@@ -100,7 +114,7 @@ def apply_overrides(values: dict, overrides: list[str]) -> dict:
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: '{'.'.join(parents[: depth + 1])}' is not a mapping.")
         try:
-            node[leaf] = yaml.safe_load(text)
+            node[leaf] = _Loader(text).get_single_data()
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not valid YAML. Cure: quote it.") from error
     return result

@@ -17,7 +17,7 @@ import torch
 
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.run_config import RunConfig
-from megatron_nca.config.schema import build, read_yaml
+from megatron_nca.config.schema import build, named, read_yaml
 from megatron_nca.config.start import Start
 from megatron_nca.convert import megatron
 from megatron_nca.convert.canonical import CanonicalCheckpoint
@@ -70,10 +70,8 @@ class Plan:
 
 def load_plan(path: Path) -> Plan:
     """Raises ConfigError naming the file."""
-    try:
+    with named(path):
         return build(Plan, read_yaml(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 class Shared:

@@ -68,7 +68,8 @@ def test_what_a_written_recipe_leaves_out_can_be_set():
 
 
 @pytest.mark.parametrize(
-    ("override", "message"), [("a.b", "KEY=VALUE"), ("a.b.c=1", "not a mapping"), ("a=[1", "not valid YAML")]
+    ("override", "message"), [("a.b", "KEY=VALUE"), ("a.b.c=1", "not a mapping"), ("a=[1", "not valid YAML"),
+                            ("a={x: 1, x: 2}", "not valid YAML")]
 )
 def test_bad_overrides(override, message):
     with pytest.raises(ConfigError, match=message):
@@ -85,6 +86,11 @@ def test_yaml_that_cannot_be_read(tmp_path):
     path.write_text("!!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigError, match="not valid YAML"):
         read_yaml(path)
+    path.write_text("arms:\n  one: {x: 1}\n  two: {x: 2}\n  one: {x: 3}\n")
+    with pytest.raises(ConfigError, match=r"the key 'one' is given twice \(line 4, column 3\)\. Cure"):
+        read_yaml(path)
+    path.write_text("base: &base {x: 1, y: 2}\nother: {<<: *base, x: 3}\n")
+    assert read_yaml(path)["other"] == {"x": 3, "y": 2}
 
 
 def test_a_key_that_stands_twice_is_refused_and_one_that_is_merged_in_is_not(tmp_path):
@@ -92,7 +98,7 @@ def test_a_key_that_stands_twice_is_refused_and_one_that_is_merged_in_is_not(tmp
     path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
     assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
     path.write_text("arms: {scratch: 1, nca: 2}\nseeds: [0]\narms: {attention: 3}\n")
-    with pytest.raises(ConfigError, match=r"(?s)'arms' stands twice in one mapping. Cure: .* line 3, column 1"):
+    with pytest.raises(ConfigError, match=r"the key 'arms' is given twice \(line 3, column 1\)\. Cure"):
         read_yaml(path)
 
 
@@ -203,6 +209,9 @@ def test_run_config_round_trip_and_what_is_no_checkpoint(tmp_path):
     assert load_run_config(tmp_path) == config
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         load_run_config(tmp_path / "none")
+    (tmp_path / "run_config.yaml").write_text("model: {\n")
+    with pytest.raises(CheckpointError, match=r"^(?!.*yaml.*yaml).*not valid YAML.* Cure: "):
+        load_run_config(tmp_path)
     (tmp_path / "run_config.yaml").write_text("model: {}\n")
     with pytest.raises(CheckpointError, match="required"):
         load_run_config(tmp_path)
