@@ -25,11 +25,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextlib.contextmanager
-def publish(path: Path) -> Iterator[Path]:
+def publish(path: Path, new: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or a folder at; on success it is synced and renamed to `path`.
 
-    On failure what was written is removed and `path` is as it was. A folder replaces a folder already at `path`.
-    Raises DataError when the disk is full, the place cannot be written, or a file is to go where a folder stands.
+    On failure what was written is removed and `path` is as it was. A folder replaces a folder already at `path`; with
+    `new` only an empty one, so that of two that make it at the same time the first has it. Raises DataError when the
+    disk is full, the place cannot be written, or a file is to go where a folder stands.
     """
     path = Path(path)
     aside = _aside(path)
@@ -40,6 +41,9 @@ def publish(path: Path) -> Iterator[Path]:
         if not aside.is_dir():
             refuse_folder(path)
         elif path.is_dir() and not path.is_symlink():
+            if new and any(path.iterdir()):
+                raise DataError(f"{path}: was made by another process meanwhile, and is left as it is. "
+                                "Cure: look at what is there, or choose another folder.")
             shutil.rmtree(path)
         os.replace(aside, path)
         _sync_one(path.parent)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from megatron_nca.cli.convert_transfer import existing_account, open_source, target_of_recipe
-from megatron_nca.errors import CheckpointError
+from megatron_nca.errors import CheckpointError, MegatronNcaError
 
 EXAMPLES = """examples:
   a folder for each transfer of a plan, each with its account
@@ -37,17 +37,16 @@ def add_action(actions: argparse._SubParsersAction) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from megatron_nca.convert import sweep
+    from megatron_nca.convert import formats, sweep
     from megatron_nca.convert.account import format_account
-    from megatron_nca.convert.transfer import Transfer
 
+    formats.refuse_inside(arguments.to, arguments.source)
     plan = sweep.load_plan(arguments.plan)
     model, recipe = target_of_recipe(arguments)
     shared = sweep.Shared(open_source(arguments.source))
     source, folders = shared.checkpoint, {}
-    for name, entry in plan.transfers.items():
-        seed = plan.seed if entry.seed is None else entry.seed
-        transfer = Transfer(source, plan.target(entry, model or source.model), entry.start, seed)
+    for name in plan.transfers:
+        transfer = _planned(plan, name, source, model or source.model)
         if _is_there(arguments.to / name, transfer):
             print(f"{name}: is already there with this account")
             continue
@@ -65,6 +64,17 @@ def _sweep(arguments: argparse.Namespace) -> int:
     print(f"Wrote {len(folders)} of {len(plan.transfers)} transfers to {arguments.to}; "
           f"{len(shared.reads)} tensors of the source were read, {shared.reads.total()} times in all.")
     return 0
+
+
+def _planned(plan: object, name: str, source: object, model: object) -> object:
+    """The transfer of that name. Raises MegatronNcaError naming it."""
+    from megatron_nca.convert.transfer import Transfer
+
+    entry = plan.transfers[name]
+    try:
+        return Transfer(source, plan.target(entry, model), entry.start, plan.seed if entry.seed is None else entry.seed)
+    except MegatronNcaError as error:
+        raise type(error)(f"transfers.{name}: {error}") from error
 
 
 def _is_there(folder: Path, transfer: object) -> bool:

@@ -64,8 +64,10 @@ def add_action(actions: argparse._SubParsersAction) -> None:
 
 def _transfer(arguments: argparse.Namespace) -> int:
     from megatron_nca.convert import account as accounts
+    from megatron_nca.convert import formats
     from megatron_nca.convert import transfer as phase_transition
 
+    formats.refuse_inside(arguments.to, arguments.source)
     start = start_of(arguments)
     target, recipe_name = target_of_recipe(arguments)
     source = open_source(arguments.source)
@@ -122,8 +124,10 @@ def target_of_recipe(arguments: argparse.Namespace) -> tuple[ModelConfig | None,
     from megatron_nca.config.schema import suggest
 
     recipe = load_recipe(arguments.recipe)
+    if arguments.phase is None:
+        raise ConfigError(f"--phase: is needed beside --recipe. Cure: give one of {', '.join(recipe.phases)}.")
     if arguments.phase not in recipe.phases:
-        near = suggest(str(arguments.phase), list(recipe.phases))
+        near = suggest(arguments.phase, list(recipe.phases))
         raise ConfigError(f"--phase {arguments.phase}: not a phase of {arguments.recipe}.{near}")
     model = recipe.model_config(arguments.phase)
     for name in ("vocab_size", "num_layers", "tied_embeddings"):

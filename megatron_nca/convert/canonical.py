@@ -5,18 +5,23 @@ Spokes (one file a format) make one from their files or write their files from o
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from megatron_nca import files
 from megatron_nca.config.model import ModelConfig
 from megatron_nca.errors import CheckpointError
 from megatron_nca.initialise import tensor_table
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Types that a weight may have, all of which float32 holds exactly."""
+_OVERHEAD_BYTES = 4096
+"""At most what a format adds to a tensor's own bytes; for the check of free space."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,13 @@ class CanonicalCheckpoint:
         if faults:
             raise CheckpointError(f"{self.origin}: does not hold the model it describes: {'; '.join(sorted(faults))}. "
                                   f"Cure: use another checkpoint, or correct its {self.described_by}.")
+
+
+def check_free(folder: Path, *checkpoints: CanonicalCheckpoint) -> None:
+    """Raise DataError if the disk of `folder` has too little space for all of them, in any format."""
+    need = sum(DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape) + _OVERHEAD_BYTES
+               for checkpoint in checkpoints for tensor in checkpoint.tensors)
+    files.check_free(folder, need, "--to", str(folder), "free some space, or choose another folder.")
 
 
 def cast(checkpoint: CanonicalCheckpoint, dtype: str) -> CanonicalCheckpoint:

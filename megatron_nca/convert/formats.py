@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from megatron_nca.config.schema import suggest, to_dict
-from megatron_nca.convert.canonical import CanonicalCheckpoint
+from megatron_nca.convert.canonical import CanonicalCheckpoint, check_free
 from megatron_nca.errors import CheckpointError, ConfigError, explain
 from megatron_nca.initialise import tensor_table
 
@@ -175,6 +175,13 @@ def _tensors(count: int) -> str:
     return f"{count} tensor{'s' if count > 1 else ''}"
 
 
+def refuse_inside(folder: Path, source: Path | None) -> None:
+    """Raise CheckpointError if `folder` is to lie in the source: a checkpoint, or a series of a training."""
+    if source is not None and source.is_dir() and source.resolve() in folder.resolve().parents:
+        raise CheckpointError(f"--to {folder}: lies in the source, which is never written. "
+                              "Cure: choose another folder.")
+
+
 def convert(source: Format, target: Format, checkpoint: CanonicalCheckpoint, folder: Path, every_bit: bool,
             **options: object) -> dict:
     """Write `checkpoint` as `target` at `folder`, read it back, and only then give it its name; returns the account.
@@ -184,9 +191,7 @@ def convert(source: Format, target: Format, checkpoint: CanonicalCheckpoint, fol
     """
     if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(f"--to {folder}: exists. Cure: choose another folder, or remove it.")
-    if folder.resolve().is_relative_to(Path(checkpoint.origin).resolve()):
-        raise CheckpointError(f"--to {folder}: lies in the source, which is never written. "
-                              "Cure: choose another folder.")
+    check_free(folder, checkpoint)
     account = outline(source, target, checkpoint, "every bit" if every_bit else "table")
 
     def last(aside: Path) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,9 +179,8 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], 
     by_name = {tensor.name: tensor for tensor in checkpoint.tensors}
     checkpoint = dataclasses.replace(checkpoint, tensors=tuple(by_name[t.name] for t in tensor_table(checkpoint.model)))
     shards = _shards(checkpoint, shard_bytes)
-    with publish(folder) as aside:
+    with publish(folder, new=True) as aside:
         aside.mkdir(parents=True)
-        _check_space(folder, aside, checkpoint)
         weight_map = {}
         for number, tensors in enumerate(shards, 1):
             several = f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -247,14 +245,6 @@ def _widest(checkpoint: CanonicalCheckpoint) -> str:
     """What `from_pretrained` may load all weights as without rounding one."""
     dtypes = {tensor.dtype for tensor in checkpoint.tensors}
     return dtypes.pop() if len(dtypes) == 1 else "float32"
-
-
-def _check_space(folder: Path, aside: Path, checkpoint: CanonicalCheckpoint) -> None:
-    needed = sum(_nbytes(tensor, checkpoint) for tensor in checkpoint.tensors)
-    free = shutil.disk_usage(aside).free
-    if free < needed:
-        raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the folder needs {needed / 1e6:.0f} MB. "
-                              "Cure: free some space or choose another folder.")
 
 
 def _write_json(path: Path, values: dict) -> None:

@@ -3,7 +3,6 @@
 The modules are those of Hugging Face's LlamaModel, which other programs keep under names of their own for the rest.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -174,8 +173,3 @@ def _part(tensor: CanonicalTensor, placed: tuple[Box, ...]) -> torch.Tensor:
     values = tensor.read()
     rows = [values[box.here:box.here + box.rows] for box in placed]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-
-def bytes_of(parts: Mapping[str, Part]) -> int:
-    """What the values of `parts` take on a disk."""
-    return sum(getattr(torch, part.dtype).itemsize * math.prod(part.shape) for part in parts.values())

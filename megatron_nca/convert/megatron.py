@@ -119,7 +119,7 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, run_config: RunConfig,
     `last(aside)` may put further files into the folder before it gets its name; all tensors are written by then.
     Raises CheckpointError, and DataError when the disk fills up.
     """
-    with publish(folder) as aside:
+    with publish(folder, new=True) as aside:
         records = write_checkpoint(aside, stored_tensors(checkpoint), CONTENT)
         _explain(aside, run_config, last, records)
 

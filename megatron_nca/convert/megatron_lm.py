@@ -97,7 +97,7 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], 
     Raises CheckpointError for a model that Megatron-LM cannot build, and DataError when the disk fills up.
     """
     common = {"args": _arguments(checkpoint), "iteration": checkpoint.iteration, "checkpoint_version": 3.0}
-    with publish(folder) as aside:
+    with publish(folder, new=True) as aside:
         aside.mkdir(parents=True)
         write_checkpoint(aside / RELEASE, megatron.stored_tensors(checkpoint), megatron.CONTENT, common,
                          _empty_objects(checkpoint.model.num_layers))

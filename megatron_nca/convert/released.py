@@ -7,7 +7,6 @@ code does not read.
 """
 
 import re
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -79,12 +78,8 @@ def write(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], 
     """
     _check_released(checkpoint)
     parts = dict(llama.divide(checkpoint, NAMES))
-    with publish(folder) as aside:
+    with publish(folder, new=True) as aside:
         aside.mkdir(parents=True)
-        needed, free = llama.bytes_of(parts), shutil.disk_usage(aside).free
-        if free < needed:
-            raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the file needs {needed / 1e6:.0f} "
-                                  "MB. Cure: free some space or choose another folder.")
         path = aside / f"model_{checkpoint.iteration}.pth"
         content = {"total_iterations": checkpoint.iteration, _OURS: to_dict(checkpoint.model)}
         # First the whole file but the values.

@@ -7,7 +7,6 @@ writes has the bytes that it would have alone.
 import contextlib
 import dataclasses
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from megatron_nca.config.run_config import RunConfig
 from megatron_nca.config.schema import build, named, read_yaml
 from megatron_nca.config.start import Start
 from megatron_nca.convert import megatron
-from megatron_nca.convert.canonical import CanonicalCheckpoint
+from megatron_nca.convert.canonical import CanonicalCheckpoint, check_free
 from megatron_nca.convert.transfer import Transfer
-from megatron_nca.errors import CheckpointError, ConfigError, explain
+from megatron_nca.errors import ConfigError, explain
 from megatron_nca.files import publish
-from megatron_nca.initialise import tensor_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +98,11 @@ def write_sweep(folders: dict[Path, Transfer], run_configs: dict[Path, RunConfig
 
     Raises CheckpointError, and DataError when the disk fills up; what is whole by then stays.
     """
-    _check_space(folders)
+    check_free(next(iter(folders)).parent, *(transfer.result() for transfer in folders.values()))
     with contextlib.ExitStack() as published:
         steps, coming = {}, {}
         for folder, transfer in folders.items():
-            aside = published.enter_context(publish(folder))
+            aside = published.enter_context(publish(folder, new=True))
             steps[folder] = megatron.writing(aside, transfer.result(), run_configs[folder], transfer.write_account)
             coming[folder] = next(steps[folder])
         while coming:
@@ -114,13 +112,3 @@ def write_sweep(folders: dict[Path, Transfer], run_configs: dict[Path, RunConfig
                 del coming[first]
             else:
                 coming[first] = following
-
-
-def _check_space(folders: dict[Path, Transfer]) -> None:
-    needed = 4 * sum(spec.size for transfer in folders.values() for spec in tensor_table(transfer.target))
-    place = next(iter(folders)).parent
-    place.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise CheckpointError(f"{place}: has {free / 1e6:.0f} MB free, the sweep needs {needed / 1e6:.0f} MB. "
-                              "Cure: free some space or choose another folder.")

@@ -21,7 +21,7 @@ from megatron_nca.config.schema import to_dict
 from megatron_nca.config.start import FROM_SOURCE, Start
 from megatron_nca.convert import laws, megatron
 from megatron_nca.convert.account import ACCOUNT_FILE, FORMAT, VERSION, Row, digest, totals
-from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor
+from megatron_nca.convert.canonical import CanonicalCheckpoint, CanonicalTensor, check_free
 from megatron_nca.convert.parts import part_of, part_shape
 from megatron_nca.errors import CheckpointError, ConfigError, explain
 from megatron_nca.initialise import TensorSpec, initial_tensor, tensor_table
@@ -263,5 +263,6 @@ def _parts(spec: TensorSpec) -> tuple[str, ...]:
 
 def write_transfer(folder: Path, transfer: Transfer, run_config: RunConfig) -> dict:
     """Write the new checkpoint with its account; returns the account. Raises as `convert.megatron.write`."""
+    check_free(folder, transfer.result())
     megatron.write(folder, transfer.result(), run_config, last=transfer.write_account)
     return transfer.account()

@@ -9,7 +9,6 @@ checkpoint cannot run code here.
 import contextlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,6 @@ _HASH_LAG = 4
 """Writes of at most a megabyte: numbers, which nobody changes."""
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
            "common_backend": "torch", "common_backend_version": 1}
-_CHUNK_OVERHEAD_BYTES = 4096
-"""At most what torch.save adds to a tensor's own bytes; for the check of free space."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +199,7 @@ def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_meta
 
     One block is in memory, and the next one, which is read meanwhile. `folder` is created; publishing it is the
     caller's. `common` is what else `common.pt` holds, `empty_objects` are keys of sharded objects that are None. The
-    bytes depend on the tensors only. Returns records for `file_list.write`. Raises CheckpointError if the disk has too
-    little free space, OSError from writing.
+    bytes depend on the tensors only. Returns records for `file_list.write`. Raises OSError from writing.
     """
     tensors, records = list(tensors), {}
     with contextlib.closing(ahead(in_step(tensors))) as values:
@@ -224,13 +220,7 @@ def writing(folder: Path, tensors: Sequence[StoredTensor], values: Iterator[torc
             empty_objects: Iterable[str] = ()) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What `write_checkpoint` does, step by step: yields the key and the offsets of each chunk before it takes the
     chunk from `values`; enters what `file_list.write` should know into `records`."""
-    needed = sum(tensor.dtype.itemsize * math.prod(chunk.shape) + _CHUNK_OVERHEAD_BYTES
-                 for tensor in tensors for chunk in tensor.chunks)
     folder.mkdir(parents=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise CheckpointError(f"{folder.parent}: has {free / 1e6:.0f} MB free, the checkpoint needs "
-                              f"{needed / 1e6:.0f} MB. Cure: free some space or choose another folder.")
     table, places = {}, {}
     with HashedFile(folder / _DATA_FILE, _HASH_LAG) as file:
         for tensor in tensors:

@@ -128,7 +128,8 @@ def test_dry_run_prints_all_accounts(tmp_path: Path, trained: Path, plan: Path, 
         ({"transfers": {"../x": {"carry": ["all"]}}}, "is no name of a folder"),
         ({"transfers": {"x": {"cary": ["all"]}}}, "transfers.x.cary: unknown setting. Did you mean 'carry'?"),
         ({"seed": None}, "seed = None: expected int"),
-        ({"transfers": {"x": {"carry": ["mlp@5"]}}}, "is no range within 0:3"),
+        ({"transfers": {"x": {"carry": ["mlp@5"]}}}, "transfers.x: carry mlp@5 = '5': is no range within 0:3"),
+        ({"transfers": {"x": {"carry": ["all"], "num_layers": 7}}}, "transfers.x: "),
     ],
 )
 def test_refusals(tmp_path: Path, trained: Path, plan: Path, capsys: pytest.CaptureFixture, change: dict, message: str):
@@ -138,13 +139,24 @@ def test_refusals(tmp_path: Path, trained: Path, plan: Path, capsys: pytest.Capt
     assert not (tmp_path / "all").exists()
 
 
+def test_the_source_and_what_is_no_folder_are_left_alone(
+    tmp_path: Path, trained: Path, plan: Path, capsys: pytest.CaptureFixture
+):
+    series = trained.rename(tmp_path / "series").rename(tmp_path / "iter_0000040").parent
+    for place, message in ((series / "iter_0000041", "lies in the source"), (plan, "sweep.yaml/attention: cannot be")):
+        source = series if place != plan else series / "iter_0000040"
+        assert sweep("--from", source, "--plan", plan, "--to", place) == 2
+        assert message in capsys.readouterr().err
+    assert {path.name for path in series.iterdir()} == {"iter_0000040", "sweep.yaml"}
+
+
 def test_too_little_space_for_all_is_seen_before(
     tmp_path: Path, trained: Path, plan: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 500_000})())
     assert sweep("--from", trained, "--plan", plan, "--to", tmp_path / "all") == 2
-    assert "the sweep needs" in capsys.readouterr().err
-    assert list((tmp_path / "all").iterdir()) == []
+    assert "all': needs 1.7 MB, and in" in capsys.readouterr().err
+    assert not (tmp_path / "all").exists()
 
 
 def test_a_transfers_own_settings_come_before_the_sweeps():

@@ -11,6 +11,8 @@ import pytest
 from sample_checkpoints import write_random
 
 from megatron_nca.__main__ import main
+from megatron_nca.errors import DataError
+from megatron_nca.files import publish
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_another_shape_names_every_setting(tmp_path: Path, trained: Path, recipe
         (["--carry", "all", "--vocab-size", 300], "neither --from nor --recipe"),
         (["--carry", "all", "--recipe", "RECIPE", "--phase", "text"], "there is nothing to carry from"),
         (["--carry", "none", "--recipe", "RECIPE", "--phase", "txt"], "Did you mean 'text'?"),
-        (["--carry", "none", "--recipe", "RECIPE"], "--phase None"),
+        (["--carry", "none", "--recipe", "RECIPE"], "--phase: is needed"),
         (
             ["--carry", "none", "--recipe", "RECIPE", "--phase", "text", "--vocab-size", 9],
             "phase text of the recipe has 300",
@@ -125,13 +127,31 @@ def test_damage_found_halfway_leaves_nothing(tmp_path: Path, trained: Path, tran
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 
 
+def test_nothing_is_written_into_the_source(tmp_path: Path, trained: Path, transfer: Callable):
+    """Nor into a series, from which a training might go on with it."""
+    for source, place in ((trained, trained / "new"), (tmp_path, tmp_path / "iter_0000050")):
+        code, _, err = transfer("--from", source, "--to", place, "--carry", "all", "--seed", 4)
+        assert (code, "lies in the source" in err, place.exists()) == (2, True, False)
+
+
+def test_of_two_that_make_one_folder_the_first_has_it(tmp_path: Path, trained: Path):
+    folder = tmp_path / "new"
+    with pytest.raises(DataError, match="was made by another process meanwhile"), publish(folder, new=True) as one:
+        with publish(folder, new=True) as other:
+            other.mkdir()
+            (other / "first").touch()
+        one.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "trained"]
+    assert (folder / "first").exists()
+
+
 def test_too_little_space_is_seen_before_writing(
     tmp_path: Path, trained: Path, transfer: Callable, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     code, _, err = transfer("--from", trained, "--to", tmp_path / "new", "--carry", "all", "--seed", 4)
     assert code == 2
-    assert "0 MB free" in err
+    assert "new': needs 0.2 MB, and in" in err and "0.0 MB are free" in err
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 
 
