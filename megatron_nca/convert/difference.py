@@ -14,6 +14,7 @@ from megatron_nca.files import publish
 from megatron_nca.initialise import tensor_table
 
 _BLOCK = 1 << 20
+_OF_THE_VOCABULARY = ("embedding.weight", "head.weight")
 
 
 def difference(one: CanonicalCheckpoint, other: CanonicalCheckpoint) -> dict:
@@ -21,7 +22,8 @@ def difference(one: CanonicalCheckpoint, other: CanonicalCheckpoint) -> dict:
 
     `same`: every bit and the type. Of what has one shape in both also `distance` |other - one|, `relative` to |one|
     (null where that is 0), `largest` of the changes, and `changed`, the share of numbers that are not equal; numbers
-    that are not finite in either are counted and left out of the norms.
+    that are not finite in either are counted and left out of the norms. Rows of a vocabulary that are padding in either
+    are not compared: formats keep them or not. `padding` says which rows and whether their bits are the same.
     """
     models = to_dict(one.model), to_dict(other.model)
     settings = {key: [models[0][key], models[1][key]] for key in models[0] if models[0][key] != models[1][key]}
@@ -51,6 +53,11 @@ def _of_one_shape(place: dict, a: torch.Tensor, b: torch.Tensor, one: CanonicalC
     whole = parts if len(parts) > 1 else (None,)
     hashes = {"sha256": [digest(a), digest(b)], "dtypes": [str(t.dtype).removeprefix("torch.") for t in (a, b)]}
     a, b = a.contiguous(), b.contiguous()
+    if kind in _OF_THE_VOCABULARY:
+        filled = min(one.model.vocab_size, other.model.vocab_size)
+        if filled < len(a):
+            hashes["padding"] = {"rows": [filled, len(a)], "same": digest(a[filled:]) == digest(b[filled:])}
+        a, b = a[:filled], b[:filled]
     rows = []
     for part in whole:
         left, right = (t if part is None else part_of(t, part, one.model) for t in (a, b))
@@ -97,8 +104,9 @@ def format_difference(found: dict, tensors: bool) -> str:
     """In words and a table, a line for each component, or with `tensors` for each row."""
     lines = [f"from {found['one']}", f"to   {found['other']}"]
     lines += [f"model.{key}: {there} there, {here} here" for key, (there, here) in found["model settings"].items()]
+    padding = _padding_lines(found["tensors"])
     if found["same"]:
-        return "\n".join([*lines, f"The same: every bit of {len(found['tensors'])} parts and tensors."])
+        return "\n".join([*lines, f"The same: every bit of {len(found['tensors'])} parts and tensors.", *padding])
     if tensors:
         head = ("tensor", "same bits", "|change|", "relative", "largest", "changed")
         rows = [(row["name"] + (f" ({row['part']})" if row["part"] else ""), *_cells(row)) for row in found["tensors"]]
@@ -108,7 +116,13 @@ def format_difference(found: dict, tensors: bool) -> str:
     lines += aligned([head, *rows])
     lines += [f"{row['name']}: {_shape(row['shapes'][0])} there, {_shape(row['shapes'][1])} here"
               for row in found["tensors"] if "shapes" in row]
-    return "\n".join(lines)
+    return "\n".join(lines + padding)
+
+
+def _padding_lines(rows: list[dict]) -> list[str]:
+    other = [(row["name"], *row["padding"]["rows"]) for row in rows if not row.get("padding", {"same": True})["same"]]
+    return [f"{name}: rows {first} to {last - 1}, which are padding, have other bits and are not compared"
+            for name, first, last in other]
 
 
 _NOT_COMPARABLE = ("not comparable", "-", "-", "-", "-")

@@ -115,12 +115,21 @@ def test_other_types_shapes_and_numbers_that_are_not_finite():
         assert line.split() == [name, "not", "comparable", "-", "-", "-", "-"]
 
 
+def test_rows_of_padding_are_no_difference(tmp_path: Path, trained: Path, look: Callable, convert: Callable):
+    assert convert("hf", "--from", trained, "--to", tmp_path / "hf")[0] == 0
+    _, out, _ = look(trained, tmp_path / "hf")
+    assert "head.weight: rows 200 to 255, which are padding, have other bits and are not compared" in out
+    assert "The same: every bit of 30 parts and tensors." in out
+    last = changed("head.weight", lambda values: values.index_fill(0, torch.tensor(199), 0))
+    assert difference(random_checkpoint(), last)["components"]["head"]["changed"] == 1 / 200
+
+
 def test_the_table_and_the_plot_of_a_difference(trained: Path, tmp_path: Path, look: Callable):
     write_random(tmp_path / "other", seed=1)
     code, out, _ = look(trained, tmp_path / "other", "--plot", tmp_path / "change.png")
     assert code == 0
     assert (tmp_path / "change.png").read_bytes()[:4] == b"\x89PNG"
-    assert [line.split()[0] for line in out.splitlines()[3:]] == [
+    assert [line.split()[0] for line in out.splitlines()[3:9]] == [
         "attention", "mlp", "norms", "final_norm", "embedding", "head"]
     assert "layers.2.attention.qkv.weight (v)" in look(trained, tmp_path / "other", "--tensors")[1]
     code, _, err = look(trained, "--plot", tmp_path / "x.png")
