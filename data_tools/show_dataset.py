@@ -16,7 +16,6 @@ Example:
 """
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from megatron_nca.data import encoders
 from megatron_nca.data.manifest import prefix_of
 from megatron_nca.data.tool import run_tool, tool_parser
 from megatron_nca.errors import ConfigError, explain
-from megatron_nca.files import check_replaced, publish, refuse_folder
+from megatron_nca.files import check_replaced, publish
 from megatron_nca.look import decoding, documents, picture, quality
 from megatron_nca.look.opened import Opened
 from megatron_nca.nca import complexity
@@ -55,11 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     drawn = {"--picture": arguments.picture, "--report": arguments.report}
     check_alone(arguments)
-    for name, path in drawn.items():
-        if path is not None and importlib.util.find_spec("matplotlib") is None:
-            raise ConfigError(explain(name, str(path), "needs matplotlib.", "pip install 'megatron_nca[log]'."))
     if arguments.picture is not None:
-        refuse_folder(arguments.picture)
+        picture.check(arguments.picture, "--picture")
+    if arguments.report is not None:
+        picture.check_matplotlib(arguments.report, "--report")
     if arguments.limit < 1:
         raise ConfigError(explain("--limit", arguments.limit, "must be at least 1.", "4096 is usual."))
     if arguments.document is not None:

@@ -1,7 +1,6 @@
 """`megatron-nca band`: how well a text compresses in the automata's measure, and the band that matches it."""
 
 import argparse
-import importlib.util
 import json
 import os
 import typing
@@ -52,10 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     from megatron_nca import files
-    from megatron_nca.look import band
+    from megatron_nca.look import band, picture
 
-    for path in filter(None, (arguments.json, arguments.plot)):
-        files.refuse_folder(path)
+    if arguments.plot is not None:
+        picture.check(arguments.plot, "--plot")
+    if arguments.json is not None:
+        files.refuse_folder(arguments.json)
     name, changes = arguments.preset or "released", law_changes(arguments)
     law = replace(preset(name), **changes)
     corpus = band.open_corpus(arguments.corpus, law, arguments.alphabet)
@@ -99,9 +100,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(explain("--quantiles", [low, high], "are not 0 <= LOW < HIGH <= 1.", "0.1 0.9 is usual."))
     if not 0 <= arguments.seed < 2**63:
         raise ConfigError(explain("--seed", arguments.seed, "must not be negative.", "0 is usual."))
-    if arguments.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(explain("--plot", str(arguments.plot), "needs matplotlib.",
-                                  "pip install 'megatron_nca[log]'."))
 
 
 def _say(figures: dict) -> None:

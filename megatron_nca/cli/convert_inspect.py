@@ -1,7 +1,6 @@
 """`megatron-nca convert inspect`: what a checkpoint holds, or what has changed from one to another."""
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
@@ -49,8 +48,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _check_plot(arguments: argparse.Namespace) -> None:
+    from megatron_nca.look import picture
+
     if arguments.other is None:
         raise ConfigError(explain("--plot", str(arguments.plot), "draws what has changed.", "give OTHER too."))
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(explain("--plot", str(arguments.plot), "matplotlib is not installed.",
-                                  "pip install 'megatron_nca[log]', or leave it out."))
+    picture.check(arguments.plot, "--plot")

@@ -51,7 +51,8 @@ def find_checkpoint(path: Path) -> tuple[Path, str | None]:
     """
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: is not there. Cure: give the folder of a checkpoint or of a series of them.")
+        what = "is a file, of no format that is known" if path.exists() else "is not there"
+        raise CheckpointError(f"{path}: {what}. Cure: give the folder of a checkpoint or of a series of them.")
     if (path / METADATA_FILE).is_file():
         return path, None
     folders = {int(match[1]): child for child in path.iterdir() if (match := re.fullmatch(r"iter_(\d+)", child.name))}

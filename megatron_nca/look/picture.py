@@ -4,13 +4,14 @@ A row a sequence, a column a frame; each cell CELL pixels wide and high, one col
 as lines of 64 tokens, dark for low ids and bright for high ones.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from megatron_nca import files
-from megatron_nca.errors import DataError, explain
+from megatron_nca.errors import ConfigError, DataError, explain
 from megatron_nca.look.opened import DELIMITER, Opened
 
 CELL, GAP, MARGIN, TITLE, LABEL, NUMBERS = 4, 4, 8, 24, 16, 56
@@ -29,6 +30,19 @@ DELIMITER_COLOR = np.array((160, 160, 160), dtype=np.uint8)
 
 Place = tuple[int, int]
 """Row and column of a frame's upper left pixel."""
+
+
+def check(path: Path, setting: str) -> None:
+    """Raise ConfigError or DataError, naming the setting, if no PNG can be drawn at `path`: before the work for it."""
+    files.refuse_folder(path)
+    if path.suffix.lower() != ".png":
+        raise ConfigError(explain(setting, str(path), "is no name of a PNG, which is drawn.", "end it with .png."))
+    check_matplotlib(path, setting)
+
+
+def check_matplotlib(path: Path, setting: str) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(explain(setting, str(path), "needs matplotlib.", "pip install 'megatron_nca[log]'."))
 
 
 def compose(datasets: Sequence[tuple[Opened, Sequence[int]]]) -> tuple[np.ndarray, dict, dict[Place, str]]:

@@ -134,11 +134,17 @@ def test_the_table_and_the_plot_of_a_difference(trained: Path, tmp_path: Path, l
     assert "layers.2.attention.qkv.weight (v)" in look(trained, tmp_path / "other", "--tensors")[1]
     code, _, err = look(trained, "--plot", tmp_path / "x.png")
     assert code == 2 and "draws what has changed" in err
+    for place, message in ((tmp_path, "is a folder"), (tmp_path / "x.pdf", "is no name of a PNG")):
+        code, out, err = look(trained, tmp_path / "other", "--plot", place)
+        assert (code, out) == (2, "") and message in err
 
 
 def test_what_is_no_checkpoint(tmp_path: Path, look: Callable):
     code, _, err = look(tmp_path / "missing")
     assert code == 2 and "missing: is not there" in err
+    (tmp_path / "notes.txt").write_text("x")
+    code, _, err = look(tmp_path / "notes.txt")
+    assert code == 2 and "notes.txt: is a file" in err
 
 
 @pytest.mark.parametrize(("name", "flag"), [("nca", "--drop-head-bias"), ("language", "--num-heads")])

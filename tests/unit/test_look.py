@@ -220,6 +220,7 @@ def test_the_report_of_the_released_law(tool, tmp_path):
         (["--document", 0, "--decode", 1], "--document = 0: prints text .* --decode"),
         (["--limit", 0], "--limit = 0"),
         (["--sequences", 0], "belongs to --picture"),
+        (["--picture", "{folder}/x.txt"], "--picture = .*x.txt': is no name of a PNG"),
         (["--sequences", *[0] * 3000, "--picture", "{folder}/x.png"], "sequences = 3000: make a picture 60,0"),
         (["--report", "{folder}"], "exists and is no report"),
         (["--report", "{folder}/file"], "exists and is no report"),
