@@ -8,7 +8,7 @@ import select
 import sys
 
 from megatron_nca import __version__
-from megatron_nca.errors import MegatronNcaError
+from megatron_nca.errors import MegatronNcaError, name_too_long
 
 VERBS = {
     "generate": "make a dataset of automata, or a control of one",
@@ -65,6 +65,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
         return 141  # as by SIGPIPE
+    except OSError as error:
+        if (message := name_too_long(error)) is None:
+            raise
+        print(f"megatron-nca {arguments.verb}: {message}", file=sys.stderr)
+        return 2
     except MegatronNcaError as error:
         print(f"megatron-nca {arguments.verb}: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,5 +1,8 @@
 """The errors a user can cause. Each message names the setting, its value, the reason and the cure."""
 
+import errno
+import os
+
 NOT_FINISHED = 75
 """Exit code of what has stopped in good order before its end and goes on when started again (EX_TEMPFAIL)."""
 
@@ -35,3 +38,10 @@ class StepFailed(LaunchError):
 def explain(setting: str, value: object, reason: str, cure: str) -> str:
     """One message in the house form, e.g. ``parallel.tensor = 3: ... Cure: ...``."""
     return f"{setting} = {value!r}: {reason} Cure: {cure}"
+
+
+def name_too_long(error: OSError) -> str | None:
+    """The message about a file's name that the system finds too long; None for any other error."""
+    if error.errno != errno.ENAMETOOLONG or error.filename is None:
+        return None
+    return f"{os.fsdecode(error.filename)}: its name is too long. Cure: choose a shorter one."

@@ -2,12 +2,11 @@
 
 import argparse
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
 
-from megatron_nca.errors import DataError, MegatronNcaError
+from megatron_nca.errors import DataError, MegatronNcaError, name_too_long
 
 
 @contextlib.contextmanager
@@ -45,10 +44,9 @@ def run_tool(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
         return 141
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG or error.filename is None:
+        if (message := name_too_long(error)) is None:
             raise
-        print(f"{parser.prog}: {os.fsdecode(error.filename)}: its name is too long. Cure: choose a shorter one.",
-              file=sys.stderr)
+        print(f"{parser.prog}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)

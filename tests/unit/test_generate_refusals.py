@@ -75,6 +75,15 @@ def test_a_disk_too_small_is_seen_before(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("length", [244, 300])  # as it is, and as it is written aside
+def test_a_name_that_is_too_long(tmp_path, capsys, length):
+    assert "its name is " in refused(capsys, *SMALL, "--sequences", 4, "--output", tmp_path / ("x" * length))
+    words = ["--carry", "none", "--recipe", "launch/recipes/demo.yaml", "--phase", "text", "--seed", "1"]
+    assert main(["convert", "transfer", "--to", str(tmp_path / ("x" * length)), *words]) == 2
+    assert "its name is too long. Cure: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def limit_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
