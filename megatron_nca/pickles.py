@@ -105,8 +105,8 @@ def read_metadata(folder: Path) -> Metadata:
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"{path}: is damaged or not of torch's checkpoint format ({type(error).__name__}: "
                               f"{str(error)[:200]}). Cure: use another checkpoint.") from error
-    if not (isinstance(metadata, Metadata) and isinstance(metadata.state_dict_metadata, dict)
-            and isinstance(metadata.storage_data, dict)):
+    if not (isinstance(metadata, Metadata) and all(
+            isinstance(getattr(metadata, name, None), dict) for name in ("state_dict_metadata", "storage_data"))):
         raise CheckpointError(f"{path}: holds no table of tensors. Cure: use another checkpoint.")
     return metadata
 

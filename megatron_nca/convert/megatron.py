@@ -90,6 +90,8 @@ def weights(reader: TorchDistReader) -> tuple[tuple[CanonicalTensor, ...], tuple
         raise CheckpointError(f"{reader.folder}: holds {len(unexplained)} keys that are no part of this model: "
                               f"{', '.join(unexplained[:8])}. "
                               "Cure: only models of the shape of this project's can be converted.")
+    for key in table.keys() & model_keys:
+        reader.check_covered(key)
     tensors = [_tensor(reader, table, name, key, None) for name, key in OTHER_KEYS.items() if key in table]
     for kind, key in LAYER_KEYS.items():
         if key in table:

@@ -135,7 +135,7 @@ def _model(origin: str, args: argparse.Namespace, rows: int, vocab_size: int | N
     if getattr(args, "kv_channels", None) not in (None, settings["hidden_size"] // settings["num_heads"]):
         raise CheckpointError(f"{origin}: kv_channels = {args.kv_channels}: heads here are of hidden_size / num_heads. "
                               "Cure: only models of the plain Llama shape can be converted.")
-    groups = args.num_query_groups if getattr(args, "group_query_attention", False) else None
+    groups = getattr(args, "num_query_groups", None) if getattr(args, "group_query_attention", False) else None
     settings["num_query_groups"] = None if groups == settings["num_heads"] else groups
     settings["rope_scaling"] = _ROPE_SCALING if getattr(args, "use_rope_scaling", False) else None
     settings["tied_embeddings"] = not getattr(args, "untie_embeddings_and_output_weights", False)

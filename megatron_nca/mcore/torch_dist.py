@@ -108,9 +108,20 @@ class TorchDistReader:
             result[tuple(slice(a - f, b - f) for a, b, f in zip(low, high, first, strict=True))] = part
             covered += part.numel()
         if result is None or covered != math.prod(size):
-            raise CheckpointError(f"{self.folder}: the chunks of {key} cover {covered} of {math.prod(size)} elements. "
-                                  "Cure: use another checkpoint of the series.")
+            raise self._not_covered(key, covered, math.prod(size))
         return result if layer is None else result[0]
+
+    def check_covered(self, key: str) -> None:
+        """Raise CheckpointError if the chunks of a tensor hold more or fewer numbers than it has, as where its size is
+        damaged: nobody should go through as many layers as that says."""
+        entry = self._metadata.state_dict_metadata[key]
+        covered = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+        if covered != math.prod(entry.size):
+            raise self._not_covered(key, covered, math.prod(entry.size))
+
+    def _not_covered(self, key: str, covered: int, size: int) -> CheckpointError:
+        return CheckpointError(f"{self.folder}: the chunks of {key} cover {covered} of {size} elements. "
+                               "Cure: use another checkpoint of the series.")
 
     def in_blocks(self, key: str, layer: int | None = None) -> Iterator[torch.Tensor]:
         """The numbers of `read(key, layer)` in order, flat: in pieces of some megabytes where one chunk is all of them
@@ -153,7 +164,12 @@ class TorchDistReader:
     def _check_files(self) -> None:
         sizes: dict[str, int] = {}
         for key, entry in self._metadata.state_dict_metadata.items():
-            for chunk in getattr(entry, "chunks", ()):
+            if not isinstance(entry, TensorStorageMetadata):
+                continue
+            _ = entry.properties.dtype
+            for chunk in entry.chunks:
+                if not len(chunk.offsets) == len(chunk.sizes) == len(entry.size):
+                    raise ValueError(f"a chunk of {key} has not its axes")
                 place = self._metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
                 if place is None or Path(place.relative_path).name != place.relative_path:
                     raise CheckpointError(f"{self.folder / METADATA_FILE}: names no file inside the checkpoint for "

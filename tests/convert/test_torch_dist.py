@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sample_checkpoints import Bomb, write_random
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
+from megatron_nca.convert import megatron
 from megatron_nca.errors import CheckpointError
 from megatron_nca.mcore import tensor_archive, torch_dist
 from megatron_nca.mcore.torch_dist import Chunk, StoredTensor, TorchDistReader, read_tensor_table, write_checkpoint
@@ -174,11 +175,25 @@ def damage_storage(folder: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
 
 
+def damage_attribute(folder: Path) -> None:
+    path = folder / ".metadata"
+    path.write_bytes(path.read_bytes().replace(b"sizes", b"sixes"))
+
+
 @pytest.mark.parametrize("damage", [value for name, value in sorted(globals().items()) if name.startswith("damage_")])
 def test_damage_is_found_when_a_checkpoint_is_opened(trained: Path, damage: Callable):
     damage(trained)
     with pytest.raises(CheckpointError, match="Cure"):
         TorchDistReader(trained)
+
+
+def test_a_damaged_number_of_layers_is_found_at_once(trained: Path):
+    metadata = dcp.FileSystemReader(trained).read_metadata()
+    entry = metadata.state_dict_metadata[megatron.LAYER_KEYS["mlp.fc2.weight"]]
+    entry.size = torch.Size([2**40, *entry.size[1:]])
+    (trained / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="cover 4608 of "):
+        megatron.read(trained)
 
 
 def test_sums_can_be_absent(tmp_path: Path):
