@@ -138,6 +138,9 @@ def _number(value: object) -> float:
     return math.nan if value is None else float(value)
 
 
+_LOSS = {"train": "lm loss", "validation": "lm loss validation"}
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl. A last line cut off by a kill is left out; raises DataError for other damage."""
     lines = []
@@ -147,7 +150,10 @@ def read_metrics(path: Path) -> list[dict]:
             continue
         try:
             line = json.loads(row)
-            _ = line["type"], line["iteration"], line["consumed tokens"]
+            _ = line["iteration"] + line["consumed tokens"] + 0
+            if (loss := _LOSS.get(line["type"])) is not None:
+                _number(line[loss])
+                tuple(line.get("loss by position") or ())
         except (ValueError, KeyError, TypeError) as error:
             if number == len(rows):  # no newline ends it: it was being written
                 continue

@@ -303,9 +303,12 @@ def test_a_torn_last_line_is_left_out_and_other_damage_is_not(tmp_path):
     good = json.dumps({"type": "train", "iteration": 1, "consumed tokens": 1, "lm loss": 1.0})
     path.write_text(f'{good}\n{{"type": "tra')
     assert len(read_metrics(path)) == 1
-    path.write_text(f'{{"type": "tra\n{good}\n')
-    with pytest.raises(DataError, match="line 1"):
-        read_metrics(path)
+    for bad in ('{"type": "tra', '{"type": "train", "iteration": 1, "consumed tokens": 1}',
+                '{"type": "train", "iteration": "1", "consumed tokens": "1", "lm loss": 1}',
+                '{"type": "validation", "iteration": 1, "consumed tokens": 1, "lm loss validation": "low"}'):
+        path.write_text(f"{bad}\n{good}\n")
+        with pytest.raises(DataError, match="line 1"):
+            read_metrics(path)
 
 
 def test_csv_holds_each_arm_and_seed(make_run):
