@@ -78,8 +78,16 @@ def check_free(folder: Path, need: int, setting: str, value: object, cure: str) 
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if need > free:
-        reason = f"needs {need / 1e6:,.1f} MB, and in {folder} {free / 1e6:,.1f} MB are free."
+        reason = f"needs {size_text(need)}, and in {folder} {size_text(free)} are free."
         raise DataError(explain(setting, value, reason, cure))
+
+
+def size_text(size: float) -> str:
+    """Bytes for a reader: 0 kB, 0.4 kB, 217.1 kB, 2.1 MB, 16.38 GB."""
+    for unit, name, digits in ((1e9, "GB", 2), (1e6, "MB", 1)):
+        if size >= unit:
+            return f"{size / unit:,.{digits}f} {name}"
+    return f"{size / 1e3:.1f} kB" if size else "0 kB"
 
 
 def check_name(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_nca.account.devices import DEVICES
 from megatron_nca.cli.arguments import accept_overrides_anywhere
 from megatron_nca.errors import ConfigError, explain
+from megatron_nca.files import size_text
 
 EXAMPLES = """examples:
   megatron-nca estimate launch/recipes/released_openwebtext.yaml
@@ -204,8 +205,8 @@ def _in_words(figures: dict) -> list[str]:
         hours = unknown if whole["device_hours"] is None else f"{_hours(whole['device_hours'])} device-hours"
         lines += [
             f"the run, {whole['trainings']} trainings: {whole['flops']:.3g} FLOPs, {hours}",
-            f"  disk: {whole['generated_data_bytes'] / 1e9:,.2f} GB of generated data, up to "
-            f"{whole['checkpoint_bytes'] / 1e9:,.2f} GB of checkpoints",
+            f"  disk: {size_text(whole['generated_data_bytes'])} of generated data, up to "
+            f"{size_text(whole['checkpoint_bytes'])} of checkpoints",
         ]
     return [*lines, f"FLOPs, as Megatron-LM counts them: {FORMULA}"]
 
@@ -235,7 +236,7 @@ def _phase_in_words(name: str, phase: dict, figures: dict) -> list[str]:
         *_memory_in_words(phase, device),
         f"  operations    {phase['flops_per_token']:,} FLOPs a token, {phase['flops']:.4g} in all",
         f"  device-hours  {time}",
-        f"  checkpoint    {phase['checkpoint_bytes'] / 1e9:,.2f} GB each while training",
+        f"  checkpoint    {size_text(phase['checkpoint_bytes'])} each while training",
         *(_built_in_words(phase["built"]) if "built" in phase else []),
         "",
     ]

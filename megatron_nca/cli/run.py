@@ -18,7 +18,7 @@ from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit
 from megatron_nca.cluster import record
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.errors import NOT_FINISHED, ConfigError, LaunchError, StepFailed
-from megatron_nca.files import try_lock
+from megatron_nca.files import size_text, try_lock
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
 from megatron_nca.train import boards
@@ -96,12 +96,12 @@ def totals(recipe: Recipe) -> list[str]:
         shape = f"{counted.total:,} parameters, {counted.body:,} of them in layers and final norm"
         lines.append(f"  phase {name}: {tokens:,} tokens, {shape}, {ranks} process{'es' if ranks > 1 else ''}")
     data, checkpoints = plan.estimate_bytes(recipe)
-    disk = f"about {data / 1e9:.2f} GB of generated data and up to {checkpoints / 1e9:.2f} GB of checkpoints"
+    disk = f"about {size_text(data)} of generated data and up to {size_text(checkpoints)} of checkpoints"
     lines.append(f"  disk: {disk}")
     for name, dataset in recipe.datasets.items():
         if dataset.on_node is not None:
-            size = plan.dataset_bytes(recipe, name) / 1e9
-            lines.append(f"  on each node: {size:.2f} GB of dataset {name} in {dataset.on_node.folder}")
+            size = size_text(plan.dataset_bytes(recipe, name))
+            lines.append(f"  on each node: {size} of dataset {name} in {dataset.on_node.folder}")
     return lines
 
 

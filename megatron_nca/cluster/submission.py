@@ -159,7 +159,7 @@ def _check_disk(wanted: Planned) -> None:
         there = there.parent
     need, free = sum(plan.estimate_bytes(wanted.recipe)), shutil.disk_usage(there).free
     if free < need and not wanted.run.recipe.exists():
-        reason = f"the run takes up to {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there."
+        reason = f"the run takes up to {files.size_text(need)}, and {files.size_text(free)} are free there."
         cure = "free some space or choose another folder."
         raise ConfigError(explain("--run-dir", str(wanted.run.path), reason, cure))
     for name, bank in wanted.cluster.generation.banks.items():

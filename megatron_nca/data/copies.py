@@ -80,8 +80,9 @@ def _is_whole(target: Path) -> bool:
 def _check_space(manifest: Manifest, target: Path) -> None:
     need, free = sum(record.bytes for record in manifest.files.values()), shutil.disk_usage(target.parent).free
     if free < need:
-        raise DataError(f"{target.parent}: the copy takes {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on "
-                        f"{socket.gethostname()}. Cure: free some space, or do not copy data to nodes.")
+        sizes = f"takes {files.size_text(need)}, and {files.size_text(free)} are free"
+        raise DataError(f"{target.parent}: the copy {sizes} on {socket.gethostname()}. "
+                        "Cure: free some space, or do not copy data to nodes.")
 
 
 def _copy_file(source: Path, target: Path, sha256: str) -> None:

@@ -151,7 +151,7 @@ def test_too_little_space_is_seen_before_writing(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     code, _, err = transfer("--from", trained, "--to", tmp_path / "new", "--carry", "all", "--seed", 4)
     assert code == 2
-    assert "new': needs 0.2 MB, and in" in err and "0.0 MB are free" in err
+    assert "new': needs 244.6 kB, and in" in err and "1.0 kB are free" in err
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 
 

@@ -43,7 +43,7 @@ def test_an_array_that_is_larger_than_the_cluster_takes(slurm, tmp_path):
 def test_too_little_space(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
-    with pytest.raises(ConfigError, match=r"the run takes up to .* GB, and 0.0 GB are free there"):
+    with pytest.raises(ConfigError, match=r"the run takes up to .* [GM]B, and 0.0 kB are free there"):
         submission.submit(planned(tmp_path), print)
 
 

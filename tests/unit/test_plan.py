@@ -13,6 +13,7 @@ from megatron_nca import plan
 from megatron_nca.cli.run import totals
 from megatron_nca.config.recipe import recipe_from_dict
 from megatron_nca.errors import ConfigError, DataError
+from megatron_nca.files import size_text
 from megatron_nca.plan import Step
 from megatron_nca.run_dir import RunFolder
 
@@ -94,7 +95,7 @@ def test_data_made_on_nodes_are_no_step(recipe_values):
     size = plan.dataset_bytes(recipe, "automata")
     assert size == 12 * 2 * recipe.datasets["automata"].law.document_tokens
     assert plan.estimate_bytes(beforehand)[0] - plan.estimate_bytes(recipe)[0] == size
-    assert f"on each node: {size / 1e9:.2f} GB of dataset automata in /dev/shm/nca" in "\n".join(totals(recipe))
+    assert f"on each node: {size_text(size)} of dataset automata in /dev/shm/nca" in "\n".join(totals(recipe))
 
 
 def test_the_generator_of_a_node(recipe_values):

@@ -120,7 +120,7 @@ def test_a_disk_too_small_for_a_share_is_seen_before(tmp_path, capsys, monkeypat
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10_000, 0, 10_000))
     assert main(words(tmp_path / "x", None, "--shard", "0/8")) == 2
     said = capsys.readouterr().err
-    assert "shard = '0/8': needs 0.0 MB, and" in said and "Cure: free some space" in said and said.count("\n") == 1
+    assert "shard = '0/8': needs " in said and "10.0 kB are free. Cure: free some" in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
