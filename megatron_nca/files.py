@@ -306,6 +306,31 @@ def try_lock(path: Path, shared: bool = False) -> int | None:
     return descriptor
 
 
+def hold(path: Path, what: Path, shared: bool = False) -> int | None:
+    """A descriptor that holds the lock `path`, which its holder may remove at its end; None where the disk has none.
+
+    Raises DataError naming `what` if another process has it.
+    """
+    while True:
+        try:
+            descriptor = try_lock(path, shared)
+        except OSError:
+            return None
+        if descriptor is None:
+            raise DataError(f"{what}: another run is at work here. Cure: wait for its end, or stop it.")
+        if holds(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # its holder removed it at its end
+
+
+def holds(descriptor: int, path: Path) -> bool:
+    """Whether it is the file that has this name still."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     digest = hashlib.sha256()

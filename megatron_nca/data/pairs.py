@@ -7,6 +7,7 @@ tokens that have a one. Prompt and answer are encoded each by itself, so that no
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_nca import files
 from megatron_nca.data import selection, stale, stretches
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
 from megatron_nca.data.given import check_file, described
@@ -96,6 +98,7 @@ def make_pairs(settings: Pairs, output_prefix: Path) -> list[Manifest]:
     with contextlib.ExitStack() as stack:
         writers = [tuple(stack.enter_context(IndexedWriter(Path(f"{prefix}{what}"), size))
                          for what, size in ((TEXT, encoder.vocab_size), (MASK, 2))) for prefix in prefixes]
+        stack.enter_context(_alone(Path(output_prefix)))
         answers = _write(settings, encoder, writers)
         for name, (text, _) in zip(names, writers, strict=True):
             if not text.documents:
@@ -108,6 +111,19 @@ def make_pairs(settings: Pairs, output_prefix: Path) -> list[Manifest]:
             manifests.append(text.finish({"kind": "corpus", "vocab_size": encoder.vocab_size,
                                           "origin": {**origin, **said}}))
     return manifests
+
+
+@contextlib.contextmanager
+def _alone(prefix: Path) -> Iterator[None]:
+    """No other run writes at the prefix, or a text would stand beside the mask of another. Raises DataError."""
+    path = prefix.with_name(f".{prefix.name}.pairs.lock")
+    lock = files.hold(path, prefix)
+    try:
+        yield
+    finally:
+        files.remove(path)
+        if lock is not None:
+            os.close(lock)
 
 
 def _names(origin: dict) -> list[str]:
@@ -149,6 +165,8 @@ def _bigbench(path: Path) -> Iterator[tuple[str, str]]:
         task = json.loads(path.read_bytes())
         examples = task["examples"]
         before, after = (task.get(name, default) for name, default in _BIGBENCH_PREFIXES.items())
+        if not isinstance(examples, list) or not isinstance(before, str) or not isinstance(after, str):
+            raise TypeError("examples must be a list, prefixes text")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check --input.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -65,7 +65,7 @@ class Parts:
     def _take(self) -> None:
         """The one folder for this process alone."""
         [folder] = self.folders
-        self._lock = _lock(folder)
+        self._lock = _hold(folder)
         if not _is_new(folder):
             text = self._text()
             _clean(folder, text)
@@ -80,7 +80,7 @@ class Parts:
         text = self._text()
         for folder in self.folders:
             files.create_folder(folder, {IDENTITY: text})
-        self._lock = _lock(self.folders[0], shared=not alone)
+        self._lock = _hold(self.folders[0], shared=not alone)
         if _is_new(self.folders[0]):  # another removed it between these lines
             self._write_identity()
         for folder in self.folders:
@@ -97,7 +97,7 @@ class Parts:
         if self._lock is not None:
             folder = self.folders[0]
             of_parts = (folder / IDENTITY).exists() or (folder / UNSIGNED).exists()
-            if not of_parts and _is_open(self._lock, folder / LOCK):
+            if not of_parts and files.holds(self._lock, folder / LOCK):
                 files.remove(folder / LOCK)  # the user's folder is as it was
             os.close(self._lock)
             self._lock = None
@@ -154,27 +154,8 @@ class Parts:
             _remove(folder)
 
 
-def _lock(folder: Path, shared: bool = False) -> int | None:
-    """A descriptor that holds the folder's lock; None where the disk has none. Raises DataError if another has it."""
-    path = folder / LOCK
-    while True:
-        try:
-            descriptor = files.try_lock(path, shared)
-        except OSError:
-            return None
-        if descriptor is None:
-            raise DataError(f"{folder}: another run is at work here. Cure: wait for its end, or stop it.")
-        if _is_open(descriptor, path):
-            return descriptor
-        os.close(descriptor)  # its holder removed it at its end
-
-
-def _is_open(descriptor: int, path: Path) -> bool:
-    """Whether it is the file that has this name still."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+def _hold(folder: Path, shared: bool = False) -> int | None:
+    return files.hold(folder / LOCK, folder, shared)
 
 
 def _is_new(folder: Path) -> bool:
@@ -205,7 +186,7 @@ def remove_parts_of(identity: dict, folders: Sequence[Path]) -> None:
         if _content(folder / IDENTITY) != _as_text(identity):
             continue
         try:
-            lock = _lock(folder)
+            lock = _hold(folder)
         except DataError:  # a run that is at work there, with another choice of the documents, removes them itself
             continue
         try:

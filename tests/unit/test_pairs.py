@@ -1,6 +1,7 @@
 """Fine-tuning data: prompts and answers with a loss mask, the layouts of GSM8K and BIG-bench, the loss of a step."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -14,6 +15,7 @@ from megatron_nca.data.manifest import Manifest
 from megatron_nca.data.merge import merge
 from megatron_nca.data.pairs import Pairs, make_pairs, mask_prefix
 from megatron_nca.errors import DataError
+from megatron_nca.files import hold
 
 CHANCE = random.Random(0)
 PAIRS = [("".join(CHANCE.choices("abcdef ", k=30)), "".join(CHANCE.choices("uvwxyz", k=1 + i % 9))) for i in range(200)]
@@ -79,10 +81,22 @@ def test_bigbench_has_targets_or_scores_and_prefixes(files, tmp_path):
     make_pairs(settings(files, "task.json", "bigbench"), tmp_path / "out")
     expected = [("\nQ: abc\nfad: ", "uvw"), ("\nQ: b\nfad: ", "x"), ("\nQ: c\nfad: ", "v")]
     assert read(tmp_path / "out_text_document", files) == expected
-    for content, what in [("[]", "is no task of BIG-bench"), ('{"examples": [{"input": "a"}]}', "example 0 has no")]:
+    for content, what in [("[]", "is no task of BIG-bench"), ('{"examples": 3}', "is no task of BIG-bench"),
+                          ('{"examples": [{"input": "a"}]}', "example 0 has no")]:
         (files / "task.json").write_text(content)
         with pytest.raises(DataError, match=what):
             make_pairs(settings(files, "task.json", "bigbench"), tmp_path / "other")
+
+
+def test_of_two_runs_at_a_prefix_the_second_is_refused(files, tmp_path):
+    """Or the mask of one could stand beside the text of the other."""
+    lock = hold(tmp_path / ".out.pairs.lock", tmp_path)
+    with pytest.raises(DataError, match="out: another run is at work here"):
+        make_pairs(settings(files), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".out.pairs.lock"]
+    os.close(lock)  # as a killed one leaves it
+    make_pairs(settings(files), tmp_path / "out")
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_what_cannot_be_scored_is_refused(files, tmp_path):
