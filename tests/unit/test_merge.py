@@ -47,6 +47,23 @@ def test_trajectories_stay_trajectories(tmp_path):
     assert "manifest agree" in verify(tmp_path / "all")
 
 
+@pytest.mark.parametrize("ending", ["bin", "idx"])
+def test_a_dataset_that_has_rotted_is_not_merged_into_a_sound_one(tmp_path, ending):
+    for name, seed in (("a", 1), ("b", 2)):
+        corpus(tmp_path / name, seed)
+    path = part(tmp_path / "b", ending)
+    data = bytearray(path.read_bytes())
+    if ending == "bin":
+        data[10] ^= 1  # another id of the vocabulary
+    else:  # one token of the first document goes to the second
+        lengths = np.frombuffer(data, np.int32, 2, offset=34)
+        lengths += np.array([-1, 1], np.int32)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"b\.{ending}: (its sha256 is|.* Cure)"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert not list(tmp_path.glob("*all*"))
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path):
     corpus(tmp_path / "a", 1)
     for change, what in (({"tokenizer": "u"}, "tokenizer_sha256 is u"), ({"num_tokens": 200}, "vocab_size is 200"),
