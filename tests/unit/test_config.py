@@ -86,11 +86,6 @@ def test_yaml_that_cannot_be_read(tmp_path):
     path.write_text("!!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigError, match="not valid YAML"):
         read_yaml(path)
-    path.write_text("arms:\n  one: {x: 1}\n  two: {x: 2}\n  one: {x: 3}\n")
-    with pytest.raises(ConfigError, match=r"the key 'one' is given twice \(line 4, column 3\)\. Cure"):
-        read_yaml(path)
-    path.write_text("base: &base {x: 1, y: 2}\nother: {<<: *base, x: 3}\n")
-    assert read_yaml(path)["other"] == {"x": 3, "y": 2}
 
 
 def test_a_key_that_stands_twice_is_refused_and_one_that_is_merged_in_is_not(tmp_path):
