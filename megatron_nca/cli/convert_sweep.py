@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_nca.cli.convert_transfer import existing_account, open_source, target_of_recipe
+from megatron_nca.cli.convert_transfer import check_whole, existing_account, open_source, target_of_recipe
 from megatron_nca.errors import CheckpointError, MegatronNcaError
 
 EXAMPLES = """examples:
@@ -80,7 +80,6 @@ def _planned(plan: object, name: str, source: object, model: object) -> object:
 def _is_there(folder: Path, transfer: object) -> bool:
     """Whether the transfer was made before: its account but for the hashes, which would need the source read again,
     and a whole checkpoint. Raises CheckpointError if something else is there."""
-    from megatron_nca.convert import megatron
     from megatron_nca.convert.account import without_hashes
 
     existing = existing_account(folder)
@@ -91,5 +90,5 @@ def _is_there(folder: Path, transfer: object) -> bool:
     if different:
         raise CheckpointError(f"--to {folder}: exists and was made otherwise: {', '.join(different)} differ, see its "
                               "account.json. Cure: choose another folder, or remove it.")
-    megatron.read(folder)
+    check_whole(folder)
     return True

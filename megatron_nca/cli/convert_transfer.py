@@ -183,24 +183,35 @@ def open_any(path: Path) -> tuple[object, str]:
 
 def existing_account(folder: Path) -> dict | None:
     """The account of the checkpoint already at `folder`; None if the place is free."""
-    from megatron_nca.convert.account import ACCOUNT_FILE
+    from megatron_nca.convert.account import ACCOUNT_FILE, FORMAT
 
     if not (folder.exists() or folder.is_symlink()) or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        return json.loads((folder / ACCOUNT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        account = json.loads((folder / ACCOUNT_FILE).read_text(encoding="utf-8"))
+        if account["format"] != FORMAT or not all(isinstance(row, dict) for row in account["tensors"]):
+            raise ValueError("is no account of a transfer")
+        return account
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"--to {folder}: exists and was not made by convert transfer. "
                               "Cure: choose another folder, or remove it.") from error
 
 
 def compare(folder: Path, existing: dict, transfer: object) -> None:
     """Raise CheckpointError unless the checkpoint there is whole and has the account that `transfer` would write."""
-    from megatron_nca.convert import megatron
     from megatron_nca.convert.account import same_account
 
     different = same_account(existing, transfer.account())
     if different:
         raise CheckpointError(f"--to {folder}: exists and was made otherwise: {', '.join(different)} differ, see its "
                               "account.json. Cure: choose another folder, or remove it.")
-    megatron.read(folder)
+    check_whole(folder)
+
+
+def check_whole(folder: Path) -> None:
+    """Raise CheckpointError if a checkpoint that is there already is not whole, as no training would take it."""
+    from megatron_nca import file_list
+
+    if flaws := file_list.flaws(folder):
+        raise CheckpointError(f"--to {folder}: exists with this account and is not whole: {'; '.join(flaws)}. "
+                              "Cure: remove it, and it is made again.")

@@ -89,8 +89,17 @@ def test_what_is_whole_is_left_alone_and_the_rest_is_made(
     assert "Wrote 1 of 6 transfers" in said and said.count("is already there with this account") == 5
     assert content(target / "parts") == before
     assert (target / "parts" / "account.json").stat().st_mtime_ns == stamp
-    other = {**PLAN, "seed": 9}
-    plan.write_text(yaml.safe_dump(other))
+    listed = (target / "parts" / "files.json").read_bytes()
+    for name, text, message in (("files.json", None, "is not whole: files.json is missing. Cure: remove it"),
+                                    ("account.json", "[]", "was not made by convert transfer"),
+                                    ("account.json", '{"tensors": 5}', "was not made by convert transfer")):
+        path = target / "parts" / name
+        path.write_text(text) if text else path.unlink()
+        assert sweep("--from", trained, "--plan", plan, "--to", target) == 2
+        assert message in capsys.readouterr().err
+        (target / "parts" / "files.json").write_bytes(listed)
+    (target / "parts" / "account.json").write_bytes(before["account.json"])
+    plan.write_text(yaml.safe_dump({**PLAN, "seed": 9}))
     assert sweep("--from", trained, "--plan", plan, "--to", target) == 2
     assert "exists and was made otherwise: seed, tensors differ" in capsys.readouterr().err
 
