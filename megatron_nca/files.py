@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -51,6 +52,13 @@ def publish(path: Path, new: bool = False) -> Iterator[Path]:
         raise translate(error, path) from error
     finally:
         remove(aside)
+
+
+def left_aside(path: Path) -> list[Path]:
+    """What lies beside `path` for it to be published by a process that this machine does not have (any more)."""
+    found = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    return [each for each in sorted(found) if (writer := re.fullmatch(r"(\d+)-[0-9a-f]{8}", each.name.split(".")[-2]))
+            and not Path(f"/proc/{writer[1]}").exists()]
 
 
 def refuse_folder(path: Path) -> None:

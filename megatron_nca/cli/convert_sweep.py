@@ -46,6 +46,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     shared = sweep.Shared(open_source(arguments.source))
     source, folders = shared.checkpoint, {}
     for name in plan.transfers:
+        formats.tell_left(arguments.to / name)
         transfer = _planned(plan, name, source, model or source.model)
         if _is_there(arguments.to / name, transfer):
             print(f"{name}: is already there with this account")

@@ -68,6 +68,7 @@ def _transfer(arguments: argparse.Namespace) -> int:
     from megatron_nca.convert import transfer as phase_transition
 
     formats.refuse_inside(arguments.to, arguments.source)
+    formats.tell_left(arguments.to)
     start = start_of(arguments)
     target, recipe_name = target_of_recipe(arguments)
     source = open_source(arguments.source)

@@ -15,6 +15,7 @@ import importlib
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_nca import files
 from megatron_nca.config.schema import suggest, to_dict
 from megatron_nca.convert.canonical import CanonicalCheckpoint, check_free
 from megatron_nca.errors import CheckpointError, ConfigError, explain
@@ -180,6 +182,16 @@ def refuse_inside(folder: Path, source: Path | None) -> None:
     if source is not None and source.is_dir() and source.resolve() in folder.resolve().parents:
         raise CheckpointError(f"--to {folder}: lies in the source, which is never written. "
                               "Cure: choose another folder.")
+
+
+def tell_left(folder: Path) -> None:
+    """A line on stderr for each conversion to `folder` that was killed, whose files would fill the disk in silence.
+
+    They are not removed, since another machine that shares the disk may be at work.
+    """
+    for path in files.left_aside(folder):
+        print(f"{path}: is left of a conversion that was killed, unless one is at work on another machine. "
+              "Cure: remove it.", file=sys.stderr)
 
 
 def convert(source: Format, target: Format, checkpoint: CanonicalCheckpoint, folder: Path, every_bit: bool,

@@ -171,8 +171,10 @@ sys.exit(main(["convert", "transfer", *{words}]))
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 
 
-def test_a_killed_transfer_leaves_nothing_under_the_name(tmp_path: Path, recipe: Path):
-    """Killed once the tensors are being written; the same call then makes the checkpoint."""
+def test_a_killed_transfer_leaves_nothing_under_the_name(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture
+):
+    """Killed once the tensors are being written; the same call then makes the checkpoint and names what was left."""
     target = tmp_path / "new"
     words = [
         "convert",
@@ -204,6 +206,8 @@ def test_a_killed_transfer_leaves_nothing_under_the_name(tmp_path: Path, recipe:
     assert not target.exists()
     assert main(list(map(str, words))) == 0
     assert (target / "account.json").is_file()
+    [left] = tmp_path.glob(".new.*.tmp")
+    assert f"{left}: is left of a conversion that was killed" in capsys.readouterr().err
 
 
 @pytest.mark.long
