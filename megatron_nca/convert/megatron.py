@@ -103,10 +103,13 @@ def weights(reader: TorchDistReader) -> tuple[tuple[CanonicalTensor, ...], tuple
 
 
 def read_found(path: Path) -> CanonicalCheckpoint:
-    """What `read` opens of what `find_checkpoint` finds."""
+    """What `read` opens of what `find_checkpoint` finds; a note says what of its list of files is not as it says."""
     folder, note = find_checkpoint(path)
-    checkpoint = read(folder)
-    return dataclasses.replace(checkpoint, notes=(note,)) if note else checkpoint
+    checkpoint, flaws = read(folder), file_list.flaws(folder)
+    notes = (note,) if note else ()
+    if flaws:
+        notes += (f"{folder}: is not whole ({'; '.join(flaws)}), and no training would take it; its weights are read",)
+    return dataclasses.replace(checkpoint, notes=notes)
 
 
 def write_weights(folder: Path, checkpoint: CanonicalCheckpoint, last: Callable[[Path], None]) -> None:

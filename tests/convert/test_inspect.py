@@ -139,6 +139,13 @@ def test_the_table_and_the_plot_of_a_difference(trained: Path, tmp_path: Path, l
         assert (code, out) == (2, "") and message in err
 
 
+def test_a_checkpoint_that_is_not_whole_is_told(trained: Path, look: Callable):
+    assert "not whole" not in look(trained)[1]
+    (trained / "common.pt").unlink()
+    code, out, _ = look(trained)
+    assert code == 0 and "note: " in out and "is not whole (common.pt is missing), and no training" in out
+
+
 def test_what_is_no_checkpoint(tmp_path: Path, look: Callable):
     code, _, err = look(tmp_path / "missing")
     assert code == 2 and "missing: is not there" in err
