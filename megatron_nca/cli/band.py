@@ -28,6 +28,7 @@ a heuristic of the paper's (best for code 0.3 to 0.4, for web text and mathemati
 more than where a text lies on the automata's scale: see docs/bands.md."""
 
 BAR_STEP, BAR_WIDTH = 0.05, 50
+MOST_CANDIDATES = 1 << 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +100,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if not 0 <= low < high <= 1:
         raise ConfigError(explain("--quantiles", [low, high], "are not 0 <= LOW < HIGH <= 1.", "0.1 0.9 is usual."))
     if not 0 <= arguments.seed < 2**63:
-        raise ConfigError(explain("--seed", arguments.seed, "must not be negative.", "0 is usual."))
+        raise ConfigError(explain("--seed", arguments.seed, "must lie in 0..2^63 - 1.", "0 is usual."))
+    if arguments.candidates > MOST_CANDIDATES:
+        reason = f"are more than {MOST_CANDIDATES:,}, whose sizes are held in memory."
+        raise ConfigError(explain("--candidates", arguments.candidates, reason, "2048 are usual."))
 
 
 def _say(figures: dict) -> None:

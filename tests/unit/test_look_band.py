@@ -120,11 +120,14 @@ def test_what_is_no_text_is_refused(tmp_path, capsys):
              (["none.txt"], "none.txt: is missing"), (["pipe"], "pipe: is a pipe or device"),
              (["text", "tiny.txt"], "is an indexed dataset among others"),
              (["text", "--windows", "0"], "--windows = 0"), (["text", "--quantiles", "0.9", "0.1"], "--quantiles"),
+             (["text", "--seed", str(2**63)], "--seed = .* must lie in 0"),
              (["text", "--alphabet", "700"], "--alphabet = 700: .* holds the token")]
     for names, message in cases:
         words = [str(tmp_path / name) if not name.startswith("-") and not name[0].isdigit() else name for name in names]
         assert main(["band", *words, *SMALL]) == 2
         assert re.search(message, capsys.readouterr().err)
+    assert main(["band", str(prefix), *SMALL, "--candidates", "99999999999"]) == 2
+    assert "held in memory" in capsys.readouterr().err
     for flag in ("--json", "--plot"):
         assert main(["band", str(prefix), *SMALL, flag, str(tmp_path)]) == 2
         assert f"{tmp_path}: is a folder. Cure: " in capsys.readouterr().err and part(prefix, "bin").exists()
