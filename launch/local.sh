@@ -56,15 +56,22 @@ refuse() {
     echo "launch/local.sh: $1" >&2
     exit 2
 }
+number() {
+    [[ $2 =~ ^[0-9]+$ ]] && [ "$2" -ge "$3" ] && [ "$2" -le "$4" ] ||
+        refuse "$1 = '$2': is no number from $3 to $4. Cure: give one, or leave it out."
+}
+number NPROC_PER_NODE "$per_node" 1 1024
 if [ "$nnodes" != 1 ]; then
     [ -n "${NODE_RANK:-}" ] || refuse "NNODES = $nnodes: set NODE_RANK to 0 on the first machine, 1 on the next"
     [ -n "${MASTER_ADDR:-}" ] || refuse "NNODES = $nnodes: set MASTER_ADDR to the first machine"
+    number NODE_RANK "$NODE_RANK" 0 $((nnodes - 1))
+    number MASTER_PORT "${MASTER_PORT:-29400}" 1 65535
     meeting=(--nnodes "$nnodes" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29400}")
 else
     meeting=(--standalone)
 fi
 command=("$python" -m megatron_nca torchrun "${meeting[@]}" --nproc-per-node "$per_node" -m megatron_nca train "$@")
-if [ "${DRY_RUN:-0}" = 1 ]; then
+if [ "${DRY_RUN:-0}" != 0 ]; then
     printf '%q ' "${command[@]}"
     echo
     exit

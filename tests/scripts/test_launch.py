@@ -31,6 +31,10 @@ def test_one_machine():
     ]
 
 
+def test_any_word_makes_it_a_dry_run():
+    assert launch(DEMO, "--phase", "nca", *RUN, DRY_RUN="yes").stdout.startswith(sys.executable)
+
+
 def test_overrides_count_when_the_ranks_are_counted():
     output = launch(DEMO, "--phase", "nca", "--run-dir", "x", "phases.nca.parallel.pipeline=2").stdout
     assert "--nproc-per-node 4" in output
@@ -65,6 +69,8 @@ def test_two_machines_share_the_ranks():
         ((DEMO, "--phase", "text", *SCRATCH), {"NNODES": "0"}, "NNODES = '0': is no number"),
         ((RELEASED, "--phase", "text", *SCRATCH), {"NNODES": "2"}, "set NODE_RANK"),
         ((RELEASED, "--phase", "text", *SCRATCH), {"NNODES": "2", "NODE_RANK": "0"}, "set MASTER_ADDR"),
+        ((RELEASED, "--phase", "text", *SCRATCH), {"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "a"}, "from 0 to 1"),
+        ((DEMO, "--phase", "nca", *RUN), {"NPROC_PER_NODE": "two"}, "NPROC_PER_NODE = 'two': is no number"),
         (("none.yaml", "--phase", "text", *RUN), {}, "cannot be read"),
     ],
 )
