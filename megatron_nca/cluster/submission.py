@@ -93,6 +93,9 @@ def submit(wanted: Planned, say: Callable[[str], None]) -> Submission:
     for warning in plan.check(wanted.recipe):
         if "cores" not in warning:  # of this machine
             say(f"warning: {warning}")
+    for name in wanted.cluster.pass_environment:
+        if name not in os.environ:
+            say(f"warning: pass_environment: {name} is not set here, so jobs will not see it.")
     _check_disk(wanted)
     _check_arrays(wanted)
     with _held(run):

@@ -40,6 +40,14 @@ def test_an_array_that_is_larger_than_the_cluster_takes(slurm, tmp_path):
         submission.submit(planned(tmp_path, seeds=1002, array_limit=5000), print)
 
 
+def test_a_variable_that_is_to_be_passed_and_is_not_set_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm there
+    said = []
+    with pytest.raises(LaunchError, match="is not installed here"):
+        submission.submit(planned(tmp_path, pass_environment=["HOME", "NOT_SET_HERE"]), said.append)
+    assert said[-1] == "warning: pass_environment: NOT_SET_HERE is not set here, so jobs will not see it."
+
+
 def test_too_little_space(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
