@@ -1,5 +1,7 @@
 """What `submit` and `resubmit` do alike."""
 
+import shlex
+
 from megatron_nca.cluster import submission
 from megatron_nca.cluster.submission import Planned
 
@@ -11,7 +13,8 @@ def send(planned: Planned) -> int:
         return 0
     _check_boards(planned)
     submission.submit(planned, lambda line: print(line, flush=True))
-    print(f"{len(planned.to_do)} submissions; look with: megatron-nca status {planned.run.path}", flush=True)
+    look = shlex.join(["megatron-nca", "status", str(planned.run.path)])
+    print(f"{len(planned.to_do)} submissions; look with: {look}", flush=True)
     return 0
 
 
