@@ -152,12 +152,22 @@ if [ $# -lt 2 ]; then
 fi
 PATH=$PATH:/usr/sbin:/sbin
 verb=$1
-mkdir -p "$2"
+refuse() {
+    echo "slurm/dev_cluster.sh: $1" >&2
+    exit 2
+}
+nodes=${3:-2}
+if [ "$verb" = up ]; then
+    [[ $nodes =~ ^[1-9][0-9]?$ ]] || refuse "NODES = '$nodes': is no number from 1 to 99. Cure: give one, or leave it out."
+    [[ $(realpath -m "$2") =~ [[:space:]] ]] && refuse "FOLDER = '$2': Slurm takes no blanks. Cure: choose another folder."
+    mkdir -p "$2"
+elif [ ! -s "$2/slurm.conf" ]; then
+    refuse "FOLDER = '$2': no cluster was started there. Cure: start one with slurm/dev_cluster.sh up '$2'."
+fi
 folder=$(cd "$2" && pwd)
-nodes=2
 export SLURM_CONF=$folder/slurm.conf
 case $verb in
-    up) nodes=${3:-2}; up ;;
+    up) up ;;
     down) down ;;
     env) echo "export SLURM_CONF=$(printf %q "$folder/slurm.conf")" ;;
     stop) stop "${3:?which daemon}" ;;

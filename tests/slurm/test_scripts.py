@@ -118,6 +118,14 @@ def test_a_folder_that_slurm_cannot_take_is_refused():
             script.text(job, cluster, place(run=run))
 
 
+@pytest.mark.parametrize("words", [("up", "a b"), ("up", "x", "none"), ("up", "x", "0"), ("down", "x"), ("env", "x")],
+                         ids=" ".join)
+def test_a_cluster_that_cannot_be_is_refused_before_anything_is_started(tmp_path, words):
+    command = ["bash", str(ROOT / "slurm/dev_cluster.sh"), *words]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and " Cure: " in ended.stderr and not list(tmp_path.iterdir()), ended.stderr
+
+
 def test_secrets_are_named_and_never_written(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "s3cr3t-value")
     cluster = load_cluster(ROOT / "slurm/clusters/gpu.yaml")
