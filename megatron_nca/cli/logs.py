@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.lines < 1:
+        raise ConfigError(explain("--lines", arguments.lines, "must be at least 1.", "give a positive number."))
     folder = RunFolder(arguments.run_dir).slurm
     submission = record.read(folder)
     if submission is None:
@@ -35,5 +37,5 @@ def run(arguments: argparse.Namespace) -> int:
     for path in found[-1:] if arguments.name is None else found:
         print(f"==== {path}")
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        print("\n".join(lines[-max(1, arguments.lines) :]))
+        print("\n".join(lines[-arguments.lines :]))
     return 0

@@ -89,6 +89,11 @@ def test_a_machine_from_which_slurm_does_not_answer(tmp_path, monkeypatch, said)
     assert not (tmp_path / "run").exists()
 
 
+def test_logs_of_no_lines(tmp_path, capsys):
+    assert main(["logs", str(tmp_path), "--lines", "0"]) == 2
+    assert "--lines = 0: must be at least 1." in capsys.readouterr().err
+
+
 def test_resubmitting_a_run_that_was_never_submitted(tmp_path, capsys):
     run = planned(tmp_path).run
     run.path.mkdir()
