@@ -65,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
         return 141  # as by SIGPIPE
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        cure = "check its rights, and those of the folders above it."
+        print(f"megatron-nca {arguments.verb}: {error.filename}: {error.strerror}. Cure: {cure}", file=sys.stderr)
+        return 2
     except OSError as error:
         if (message := name_too_long(error)) is None:
             raise
@@ -73,12 +79,6 @@ def main(argv: list[str] | None = None) -> int:
     except MegatronNcaError as error:
         print(f"megatron-nca {arguments.verb}: {error}", file=sys.stderr)
         return error.exit_code
-    except PermissionError as error:
-        if error.filename is None:
-            raise
-        cure = "check its rights, and those of the folders above it."
-        print(f"megatron-nca {arguments.verb}: {error.filename}: {error.strerror}. Cure: {cure}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"megatron-nca {arguments.verb}: interrupted", file=sys.stderr)
         return 130
