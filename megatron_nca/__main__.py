@@ -8,7 +8,7 @@ import select
 import sys
 
 from megatron_nca import __version__
-from megatron_nca.errors import MegatronNcaError, name_too_long
+from megatron_nca.errors import MegatronNcaError, of_system
 
 VERBS = {
     "generate": "make a dataset of automata, or a control of one",
@@ -65,14 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
         return 141  # as by SIGPIPE
-    except PermissionError as error:
-        if error.filename is None:
-            raise
-        cure = "check its rights, and those of the folders above it."
-        print(f"megatron-nca {arguments.verb}: {error.filename}: {error.strerror}. Cure: {cure}", file=sys.stderr)
-        return 2
     except OSError as error:
-        if (message := name_too_long(error)) is None:
+        if (message := of_system(error)) is None:
             raise
         print(f"megatron-nca {arguments.verb}: {message}", file=sys.stderr)
         return 2

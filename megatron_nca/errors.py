@@ -40,8 +40,12 @@ def explain(setting: str, value: object, reason: str, cure: str) -> str:
     return f"{setting} = {value!r}: {reason} Cure: {cure}"
 
 
-def name_too_long(error: OSError) -> str | None:
-    """The message about a file's name that the system finds too long; None for any other error."""
-    if error.errno != errno.ENAMETOOLONG or error.filename is None:
+def of_system(error: OSError) -> str | None:
+    """The message about a file whose name is too long for the system, or which may not be reached; None for any other
+    error."""
+    if error.filename is None or error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
         return None
-    return f"{os.fsdecode(error.filename)}: its name is too long. Cure: choose a shorter one."
+    path = os.fsdecode(error.filename)
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{path}: its name is too long. Cure: choose a shorter one."
+    return f"{path}: {error.strerror}. Cure: check its rights, and those of the folders above it."

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from megatron_nca.errors import DataError, MegatronNcaError, name_too_long
+from megatron_nca.errors import DataError, MegatronNcaError, of_system
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def run_tool(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail again when it ends
         return 141
     except OSError as error:
-        if (message := name_too_long(error)) is None:
+        if (message := of_system(error)) is None:
             raise
         print(f"{parser.prog}: {message}", file=sys.stderr)
         return 2
