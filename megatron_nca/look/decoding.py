@@ -27,17 +27,18 @@ def decode(dataset: Opened, index: int, model: Path | None = None) -> str:
         grids = dataset.grids(index)
         return "\n\n".join(f"frame {number}\n{_grid(grid)}" for number, grid in enumerate(grids)) + "\n"
     tokens = dataset.sequence(index)
-    if dataset.manifest.kind in CLASSIC:
-        return _classic(dataset, tokens)
+    automaton = dataset.common("automaton")
+    if dataset.manifest.kind in CLASSIC and automaton is not None:
+        return _classic(dataset, automaton, tokens)
     if dataset.manifest.kind in ("dyck", "k_shuffle_dyck"):
         symbols = dataset.manifest.num_tokens // 2
         return _wrapped(f"({token}" if token < symbols else f"{token - symbols})" for token in tokens.tolist())
     return _wrapped(map(str, tokens.tolist()))
 
 
-def _classic(dataset: Opened, tokens: np.ndarray) -> str:
+def _classic(dataset: Opened, automaton: dict, tokens: np.ndarray) -> str:
     """Whole frames of an elementary or life-like automaton, a line of cells for each row."""
-    law = build(ClassicLaw, dataset.manifest.origin["automaton"], f"{dataset.prefix}.json: origin.automaton")
+    law = build(ClassicLaw, automaton, f"{dataset.prefix}.json: origin.automaton")
     grid = ClassicGrid.of(dataset.manifest.kind, law, dataset.trajectory.sequence_length)
     patches = tokens[: len(tokens) // grid.frame_tokens * grid.frame_tokens].reshape(-1, grid.frame_tokens)[:, 1:-1]
     tall = grid.height // grid.rows
@@ -59,11 +60,11 @@ def _wrapped(words) -> str:
 
 def _text(dataset: Opened, index: int, model: Path) -> str:
     processor = tokenizer.load(model)
-    stated = [origin["tokenizer"]["sha256"] for origin in dataset.origins if "tokenizer" in origin]
-    if not stated:
+    stated = dataset.said("tokenizer")[0]  # merged ones have one tokenizer, perhaps of several names
+    if stated is None:
         reason = f"{dataset.prefix} is {dataset.manifest.kind}, which was not made of text."
         raise DataError(explain("--tokenizer-model", str(model), reason, "leave it out."))
-    if stated[0] != files.sha256(model):
-        reason = f"{dataset.prefix} was made with another tokenizer (sha256 {stated[0][:12]}...)."
+    if stated["sha256"] != files.sha256(model):
+        reason = f"{dataset.prefix} was made with another tokenizer (sha256 {stated['sha256'][:12]}...)."
         raise DataError(explain("--tokenizer-model", str(model), reason, "give that one."))
     return processor.decode(dataset.sequence(index).tolist()) + "\n"

@@ -28,16 +28,23 @@ class Opened:
         self.manifest = Manifest.load(self.prefix)
         self.reader = IndexedReader(self.prefix)
         self.trajectory = self.manifest.trajectory
-        self.origins = list(_chain(self.manifest.origin))
-        """Of the dataset itself, then of what it was made of."""
-        laws = [origin["law"] for origin in self.origins if isinstance(origin.get("law"), dict)]
-        self.law = build(NcaLaw, laws[0], f"{prefix}.json: origin.law") if laws else None
-        """The automata behind it, of itself or of its base; None for brackets and text."""
+        law = self.common("law")
+        self.law = None if law is None else build(NcaLaw, law, f"{prefix}.json: origin.law")
+        """The automata behind it, of itself or its base; None for brackets, text, and merged ones of several laws."""
 
     @property
     def name(self) -> str:
         """The prefix with its folder, since a run's datasets are all called train or validation."""
         return "/".join(self.prefix.parts[-2:])
+
+    def common(self, setting: str) -> dict | None:
+        """What the origin says of a setting, that of the base, or of all datasets that were merged if they agree."""
+        first, *others = self.said(setting)
+        return first if all(other == first for other in others) else None
+
+    def said(self, setting: str) -> list[dict | None]:
+        """The same of each of the merged datasets, or of the one; None: nothing."""
+        return _said(self.manifest.origin, setting)
 
     def __len__(self) -> int:
         """Sequences; of a stream of text, whole stretches of 1,024 tokens (or the whole, if that is shorter)."""
@@ -88,7 +95,10 @@ class Opened:
         return what if self.law.band_scale == "official" else f"{what} {self.law.band_scale}"
 
 
-def _chain(origin: dict | None):
-    while isinstance(origin, dict):
-        yield origin
-        origin = origin.get("base_origin")
+def _said(origin: object, setting: str) -> list[dict | None]:
+    if not isinstance(origin, dict):
+        return [None]
+    if merged := origin.get("merged"):
+        return [said for each in merged for said in _said(each["origin"], setting)]
+    said = origin.get(setting)
+    return [said] if isinstance(said, dict) else _said(origin.get("base_origin"), setting)

@@ -73,18 +73,23 @@ def lines(dataset: Opened, quality: Quality) -> list[tuple[str, str]]:
     """(figure, value) for a reader, in order."""
     manifest, origin = dataset.manifest, dataset.manifest.origin
     share = quality.duplicates / quality.measured
+    made_by = f"{origin.get('generator', manifest.kind)}, seed {origin.get('seed', '-')}"
+    if merged := origin.get("merged"):
+        several = " of several laws" if manifest.kind == "nca" and dataset.law is None else ""
+        made_by = f"merging {len(merged)} datasets{several}"
     held, measured = "sequences", "sequences"
     if dataset.trajectory is None:  # a stream of text, which is read on over the ends of its documents
         held, measured = "documents", f"stretches of {TEXT_WINDOW:,} tokens"
     result = [
         ("what", dataset.description),
         (held, f"{manifest.documents:,}, {manifest.tokens:,} tokens of {manifest.dtype}"),
-        ("made by", f"{origin.get('generator', manifest.kind)}, seed {origin.get('seed', '-')}"),
+        ("made by", made_by),
     ]
-    if examined := origin.get("candidates_examined"):
-        accepted = origin["candidates_accepted"]
+    examined, accepted = origin.get("candidates_examined"), origin.get("candidates_accepted")
+    if examined and accepted is not None:
         result.append(("acceptance", f"{accepted:,} of {examined:,} candidates, {accepted / examined:.1%}"))
-        result.append(("distinct rules", f"{origin['rules']:,}"))
+    if rules := origin.get("rules"):
+        result.append(("distinct rules", f"{rules:,}"))
     result += [
         ("measured over", f"the first {quality.measured:,} {measured}"),
         ("distinct sequences", f"{quality.measured - quality.duplicates:,}"),

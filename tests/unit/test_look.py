@@ -18,6 +18,7 @@ from megatron_nca.data import tokenizer
 from megatron_nca.data.encoders import SENTENCEPIECE, TokenizerFiles
 from megatron_nca.data.encoding import Preprocessing
 from megatron_nca.data.indexed import IndexedWriter
+from megatron_nca.data.merge import merge
 from megatron_nca.data.preprocess import preprocess
 from megatron_nca.data.stretches import recognise
 from megatron_nca.data.trajectories import Trajectory
@@ -48,15 +49,17 @@ def frames() -> np.ndarray:
     return cells
 
 
-@pytest.fixture(scope="module")
-def automata(tmp_path_factory, frames) -> Path:
-    prefix = tmp_path_factory.mktemp("look") / "nca"
-    origin = {"generator": "made up", "seed": 7, "law": to_dict(LAW), "rules": 5}
-    origin |= {"candidates_examined": 20, "candidates_accepted": 5}
+def write(prefix: Path, frames: np.ndarray, **origin: object) -> Path:
     with IndexedWriter(prefix, LAW.num_tokens, Trajectory.of_law(LAW)) as writer:
         writer.add_documents(patches.encode_sequence(frames, 3, 2))
         writer.finish({"kind": "nca", "vocab_size": LAW.vocab_size, "origin": origin})
     return prefix
+
+
+@pytest.fixture(scope="module")
+def automata(tmp_path_factory, frames) -> Path:
+    return write(tmp_path_factory.mktemp("look") / "nca", frames, generator="made up", seed=7, law=to_dict(LAW),
+                 rules=5, candidates_examined=20, candidates_accepted=5)
 
 
 @pytest.fixture
@@ -92,6 +95,21 @@ def test_figures_of_a_made_up_dataset(automata, frames):
     lines = dict(quality.lines(dataset, measured))
     assert lines["acceptance"] == "5 of 20 candidates, 25.0%" and lines["duplicates"] == "1 (20.00%)"
     assert quality.measure(dataset, 3).duplicates == 0
+
+
+def test_merged_automata_have_the_law_that_all_have(tool, automata, frames, tmp_path):
+    other = write(tmp_path / "other", frames[::-1], law=to_dict(LAW), candidates_examined=3)
+    assert "acceptance" not in tool(other).out
+    merge([automata, other], tmp_path / "all")
+    merge([tmp_path / "all", write(tmp_path / "third", frames[:3], law=to_dict(LAW))], tmp_path / "more")
+    dataset = Opened(tmp_path / "more")
+    assert dataset.law == LAW and quality.measure(dataset, 10).in_band is not None
+    np.testing.assert_array_equal(dataset.grids(5), frames[4])
+    assert "made by                      merging 2 datasets\n" in tool(tmp_path / "more").out
+    high = write(tmp_path / "high", frames[:2], law=to_dict(LAW) | {"band": [0.5, 1.0]})
+    merge([tmp_path / "all", high], tmp_path / "both")
+    assert Opened(tmp_path / "both").law is None
+    assert "merging 2 datasets of several laws" in tool(tmp_path / "both").out
 
 
 def test_a_frame_that_is_cut_counts_as_far_as_training_reads(tmp_path, frames):
@@ -180,6 +198,10 @@ def test_text_is_decoded_by_its_own_tokenizer(tool, tmp_path):
     generate(CorpusCopySource(corpus, 9, 1, 64), tmp_path / "copy")
     assert decoding.decode(Opened(corpus), 0, model).startswith("def f0(x):\n\treturn x  + 0\n")
     assert "return x" in tool(tmp_path / "copy", "--decode", 8, "--tokenizer-model", model).out
+    preprocess(Preprocessing(inputs=recognise([tmp_path / "a.jsonl"]), tokenizer=chosen, append_eod=False),
+               tmp_path / "open")
+    merge([corpus, tmp_path / "open_text_document"], tmp_path / "merged")
+    assert "return x" in tool(tmp_path / "merged", "--decode", 0, "--tokenizer-model", model).out
     assert decoding.decode(Opened(corpus), 0).split()[0].isdigit()
     other.write_bytes(tokenizer.train(tmp_path / "a.jsonl", 290)[0])
     with pytest.raises(DataError, match="was made with another tokenizer"):
