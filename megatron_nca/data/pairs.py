@@ -96,9 +96,9 @@ def make_pairs(settings: Pairs, output_prefix: Path) -> list[Manifest]:
     prefixes = [Path(f"{output_prefix}{'' if name == selection.TRAIN else f'_{name}'}") for name in names]
     origin, manifests = settings.origin(), []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(Path(output_prefix)))  # writers remove what they take for a killed one's
         writers = [tuple(stack.enter_context(IndexedWriter(Path(f"{prefix}{what}"), size))
                          for what, size in ((TEXT, encoder.vocab_size), (MASK, 2))) for prefix in prefixes]
-        stack.enter_context(_alone(Path(output_prefix)))
         answers = _write(settings, encoder, writers)
         for name, (text, _) in zip(names, writers, strict=True):
             if not text.documents:

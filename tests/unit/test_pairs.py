@@ -91,9 +91,11 @@ def test_bigbench_has_targets_or_scores_and_prefixes(files, tmp_path):
 def test_of_two_runs_at_a_prefix_the_second_is_refused(files, tmp_path):
     """Or the mask of one could stand beside the text of the other."""
     lock = hold(tmp_path / ".out.pairs.lock", tmp_path)
+    elsewhere = tmp_path / ".out_text_document.bin.99999999.tmp"  # of a process on another machine
+    elsewhere.touch()
     with pytest.raises(DataError, match="out: another run is at work here"):
         make_pairs(settings(files), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == [".out.pairs.lock"]
+    assert {path.name for path in tmp_path.iterdir()} == {".out.pairs.lock", elsewhere.name}
     os.close(lock)  # as a killed one leaves it
     make_pairs(settings(files), tmp_path / "out")
     assert len(list(tmp_path.iterdir())) == 6
