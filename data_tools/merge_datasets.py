@@ -1,6 +1,7 @@
 """Merge indexed datasets into one: the documents of all, in the order in which they are named.
 
-They must be whole, of one kind and vocabulary, and made with one tokenizer. Memory does not grow with their size.
+They must be whole, of one kind and vocabulary, made with one tokenizer, and no two of them equal. Memory does not grow
+with their size.
 
 Example:
     python data_tools/merge_datasets.py c4/part0_text_document c4/part1_text_document --output-prefix c4/all

@@ -18,8 +18,8 @@ def merge(prefixes: Sequence[Path], output: Path) -> Manifest:
     """Write the documents of all `prefixes`, in this order, to `output`, whole or not at all; returns its manifest.
 
     All must be whole datasets of this project, of one kind, vocabulary and layout, corpora of one tokenizer. Raises
-    DataError naming what differs, a file that is not as its manifest says, an output that exists, or one that is among
-    the inputs.
+    DataError naming what differs, a dataset that is there twice, a file that is not as its manifest says, an output
+    that exists, or one that is among the inputs.
     """
     if len(prefixes) < 2:
         raise DataError(explain("PREFIX", len(prefixes), "there is nothing to merge.", "name two datasets or more."))
@@ -48,6 +48,11 @@ def _check_alike(prefixes: Sequence[Path], manifests: Sequence[Manifest]) -> Non
             if here != there:
                 raise DataError(f"{prefix}: its {name} is {here}, that of {prefixes[0]} is {there}. "
                                 "Cure: merge datasets of one kind, made with one tokenizer.")
+    for number, (prefix, manifest) in enumerate(zip(prefixes, manifests, strict=True)):
+        for other, earlier in zip(prefixes[:number], manifests, strict=False):
+            if manifest.files == earlier.files:
+                raise DataError(f"{prefix}: has the very documents of {other}, each of which would stand twice. Cure: "
+                                "name one of the two; a blend of a recipe gives datasets shares of their own.")
 
 
 def _append(writer: IndexedWriter, reader: IndexedReader) -> str:

@@ -180,7 +180,8 @@ def test_a_reader_that_ends_early_is_no_error(corpus):
 def test_a_name_that_is_too_long_is_one_message(corpus, tmp_path, length):
     long = tmp_path / ("x" * length)
     for tool, arguments in [("preprocess_corpus", [*flags(corpus, "train"), "--output-prefix", long]),
-                            ("merge_datasets", [corpus / "train_text_document"] * 2 + ["--output-prefix", long]),
+                            ("merge_datasets", [corpus / f"{part}_text_document" for part in ("train", "validation")]
+                             + ["--output-prefix", long]),
                             ("show_dataset", [long]), ("verify_dataset", [long])]:
         if length == 300 or tool == "preprocess_corpus" or (tool == "merge_datasets" and length == 240):
             _, err = call(tool, *arguments, code=2)

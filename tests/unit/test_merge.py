@@ -72,6 +72,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         with pytest.raises(DataError, match=what):
             merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
     corpus(tmp_path / "b", 2)
+    corpus(tmp_path / "copy", 1)
+    for twice in ("a", "copy"):
+        with pytest.raises(DataError, match=f"{twice}: has the very documents of .*a, each of which would stand twice"):
+            merge([tmp_path / name for name in ("a", "b", twice)], tmp_path / "all")
     with pytest.raises(DataError, match="is missing"):
         merge([tmp_path / "a", tmp_path / "none"], tmp_path / "all")
     with pytest.raises(DataError, match="nothing to merge"):
