@@ -13,14 +13,15 @@ from pathlib import Path
 
 from megatron_nca.data.manifest import prefix_of
 from megatron_nca.data.merge import merge
-from megatron_nca.data.tool import run_tool, tool_parser
+from megatron_nca.data.tool import output_prefix, run_tool, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser("merge_datasets.py", __doc__)
     parser.add_argument("prefixes", metavar="PREFIX", nargs="+", type=Path,
                         help="path of a dataset; an ending .bin, .idx or .json is dropped")
-    parser.add_argument("--output-prefix", type=Path, required=True, help="path of the merged dataset; must not exist")
+    parser.add_argument("--output-prefix", type=output_prefix, required=True,
+                        help="path of the merged dataset; must not exist")
     return parser
 
 

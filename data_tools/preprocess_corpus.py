@@ -34,7 +34,7 @@ from megatron_nca.data.given import outputs_of
 from megatron_nca.data.preprocess import datasets_of_share, make_share, merge, name_of_share, preprocess
 from megatron_nca.data.preprocess_report import report
 from megatron_nca.data.tokenizer_flags import add_hold_out, add_tokenizer_flags, tokenizer_of
-from megatron_nca.data.tool import run_tool, tool_parser
+from megatron_nca.data.tool import output_prefix, run_tool, tool_parser
 from megatron_nca.errors import ConfigError, explain
 
 
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
                              "is known")
     parser.add_argument("--suffixes", nargs="+", default=[], metavar=".EXT",
                         help="of a folder take the files that end so, each a document of plain text")
-    parser.add_argument("--output-prefix", type=Path, required=True,
+    parser.add_argument("--output-prefix", type=output_prefix, required=True,
                         help="path of the output without _<key>_document.*")
     add_tokenizer_flags(parser)
     parser.add_argument("--json-keys", nargs="+",

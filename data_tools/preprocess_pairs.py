@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_nca.data.pairs import LAYOUTS, Pairs, make_pairs
 from megatron_nca.data.tokenizer_flags import add_hold_out, add_tokenizer_flags, tokenizer_of
-from megatron_nca.data.tool import run_tool, tool_parser
+from megatron_nca.data.tool import output_prefix, run_tool, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json-keys", nargs=2, metavar=("PROMPT", "ANSWER"), help="of --layout keys")
     parser.add_argument("--between", default="\n", help="text after each prompt, not scored (default: a new line; not "
                                                         "for bigbench)")
-    parser.add_argument("--output-prefix", type=Path, required=True, help="path of the output")
+    parser.add_argument("--output-prefix", type=output_prefix, required=True, help="path of the output")
     add_hold_out(parser)
     add_tokenizer_flags(parser)
     return parser

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from megatron_nca import files
 from megatron_nca.data import tokenizer
-from megatron_nca.data.tool import run_tool, tool_parser
+from megatron_nca.data.tool import output_prefix, run_tool, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser("train_tokenizer.py", __doc__)
     parser.add_argument("--input", type=Path, required=True, help="JSONL file")
-    parser.add_argument("--model-prefix", type=Path, required=True, help="makes PREFIX.model and PREFIX.vocab")
+    parser.add_argument("--model-prefix", type=output_prefix, required=True, help="makes PREFIX.model and PREFIX.vocab")
     parser.add_argument("--vocab-size", type=int, required=True, help="pieces, 256 bytes and 2 special ones included")
     parser.add_argument("--json-key", default="text", help="key of the text")
     parser.add_argument("--train-megabytes", type=float, default=10.0,

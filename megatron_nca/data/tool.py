@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from megatron_nca.errors import DataError, MegatronNcaError, of_system
 
@@ -23,6 +24,18 @@ def tool_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser whose --help shows the program's own docstring as it is written."""
     return argparse.ArgumentParser(prog=prog, description=description,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def output_prefix(text: str) -> Path:
+    """The path with which the names of what is written begin; for argparse's `type`."""
+    path = Path(text)
+    if path.name in ("", "..") or text.endswith(("/", "/.")):
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder, and names of files are to begin with it. "
+                                         f"Cure: give their beginning too, for example {path / 'train'}.")
+    if text.startswith("~/"):
+        raise argparse.ArgumentTypeError(f"{text!r} has a ~ that the shell left as it is, as it does behind a =. "
+                                         "Cure: put a space before it, or write $HOME.")
+    return path
 
 
 def run_tool(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> int:

@@ -195,6 +195,8 @@ def test_flags_that_cannot_be_are_named_as_they_were_given(corpus, tmp_path):
     for given, message in [
         (["--hold-out", "validation"], r"argument --hold-out: validation: is no part .* Cure: .* validation=0\.01"),
         (["--hold-out", "test=x"], r"argument --hold-out: test=x: is no part with .* Cure: for example test=0\.01"),
+        (["--output-prefix", "out/"], r"argument --output-prefix: 'out/' is a folder.* Cure: .* example out/train"),
+        (["--output-prefix=~/out"], r"argument --output-prefix: '~/out' has a ~ that the shell left .* Cure: put"),
         (["--vocab-size", 10], r"--vocab-size = 10: SentencePieceTokenizer has no use for it.* Cure: leave it out"),
         (["--tiktoken-special-tokens", "a"], r"--tiktoken-special-tokens = \['a'\]: .* Cure: leave it out"),
     ]:
