@@ -29,11 +29,11 @@ from pathlib import Path
 
 from megatron_nca.cli.arguments import shard_of
 from megatron_nca.data import known_corpora, stretches
-from megatron_nca.data.encoding import ON_BAD_LINE, Preprocessing
+from megatron_nca.data.encoding import Preprocessing
 from megatron_nca.data.given import outputs_of
 from megatron_nca.data.preprocess import datasets_of_share, make_share, merge, name_of_share, preprocess
 from megatron_nca.data.preprocess_report import report
-from megatron_nca.data.tokenizer_flags import add_hold_out, add_tokenizer_flags, tokenizer_of
+from megatron_nca.data.tokenizer_flags import add_hold_out, add_on_bad_line, add_tokenizer_flags, tokenizer_of
 from megatron_nca.data.tool import output_prefix, run_tool, tool_parser
 from megatron_nca.errors import ConfigError, explain
 
@@ -54,9 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json-keys", nargs="+",
                         help="keys, or columns, of the texts, one dataset each (default text)")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
-    parser.add_argument("--on-bad-line", choices=ON_BAD_LINE, default="stop",
-                        help="stop (the default): one message with file and line; skip: leave out and count; "
-                             "quarantine: also keep them in PREFIX_rejected.jsonl")
+    add_on_bad_line(parser)
     parser.add_argument("--longest-document", type=int, default=stretches.LONGEST, metavar="BYTES",
                         help="a line, file or row of more is a bad line (default %(default)s, 64 MiB); tokenizers take "
                              "up to a hundred times as much memory")

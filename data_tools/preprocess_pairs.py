@@ -1,7 +1,7 @@
 """Turn pairs of a prompt and an answer into fine-tuning data: PREFIX_text_document and its twin PREFIX_loss_mask.
 
 The twin has the same lengths and holds 1 for each token of an answer and its end, 0 for those of the prompt. A recipe
-that names PREFIX_text_document scores answers only. The first bad pair ends all.
+that names PREFIX_text_document scores answers only.
 
 Layouts: gsm8k, lines with "question" and "answer"; bigbench, a task.json with "examples" of "input" and "target" or
 "target_scores", with the task's own prefixes; keys, lines whose keys --json-keys names.
@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 from megatron_nca.data.pairs import LAYOUTS, Pairs, make_pairs
-from megatron_nca.data.tokenizer_flags import add_hold_out, add_tokenizer_flags, tokenizer_of
+from megatron_nca.data.preprocess_report import of_input
+from megatron_nca.data.tokenizer_flags import add_hold_out, add_on_bad_line, add_tokenizer_flags, tokenizer_of
 from megatron_nca.data.tool import output_prefix, run_tool, tool_parser
 
 
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--between", default="\n", help="text after each prompt, not scored (default: a new line; not "
                                                         "for bigbench)")
     parser.add_argument("--output-prefix", type=output_prefix, required=True, help="path of the output")
+    add_on_bad_line(parser)
     add_hold_out(parser)
     add_tokenizer_flags(parser)
     return parser
@@ -38,11 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     settings = Pairs(inputs=tuple(arguments.input), tokenizer=tokenizer_of(arguments), layout=arguments.layout,
                      keys=arguments.json_keys and tuple(arguments.json_keys), between=arguments.between,
-                     hold_out=tuple(arguments.hold_out))
-    for manifest in make_pairs(settings, arguments.output_prefix):
+                     on_bad_line=arguments.on_bad_line, hold_out=tuple(arguments.hold_out))
+    manifests = make_pairs(settings, arguments.output_prefix)
+    for manifest in manifests:
         scored = manifest.origin["answer_tokens"]
         print(f"{arguments.output_prefix} {manifest.origin['part']}: {manifest.documents:,} pairs, "
               f"{manifest.tokens:,} tokens, of which {scored:,} are scored")
+    print(of_input(manifests[0].origin))
 
 
 if __name__ == "__main__":

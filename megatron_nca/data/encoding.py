@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from megatron_nca import files
-from megatron_nca.data import gigatoken_encoder, selection, stretches
+from megatron_nca.data import bad_lines, gigatoken_encoder, selection, stretches
 from megatron_nca.data.corpus import utf8_bytes
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
 from megatron_nca.data.given import described
@@ -23,7 +23,6 @@ from megatron_nca.errors import DataError, explain
 BATCH_BYTES = 1 << 20
 """About as much text is encoded at once."""
 DIGESTS = "digests"
-ON_BAD_LINE = ("stop", "skip", "quarantine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +52,7 @@ class Preprocessing:
         if len(self.json_keys) > 1 and text:
             raise DataError(f"{text[0]}: is plain text, a document without keys, and --json-keys names "
                             f"{len(self.json_keys)}. Cure: give JSONL or Parquet, or leave --json-keys out.")
-        if len(dict(self.hold_out)) != len(self.hold_out):
-            raise DataError(explain("--hold-out", list(self.hold_out), "names a part twice.", "name each once."))
-        selection.check_hold_out(dict(self.hold_out))
+        selection.check_hold_out(self.hold_out)
 
     @property
     def needs_digests(self) -> bool:
@@ -128,13 +125,7 @@ def _batches(settings: Preprocessing, stretch: Stretch, counts: Counts,
     for document in stretches.documents(stretch, settings.json_keys, settings.longest_document):
         counts.documents += 1
         if isinstance(document, Bad):
-            if settings.on_bad_line == "stop":
-                raise DataError(document.reason)
-            counts.bad[document.kind] = counts.bad.get(document.kind, 0) + 1
-            counts.first_bad = counts.first_bad or document.reason
-            if rejected is not None:
-                raw = document.raw.decode("utf-8", "backslashreplace")
-                rejected.write(json.dumps({"reason": document.reason, "raw": raw}).encode() + b"\n")
+            bad_lines.leave_out(document, settings.on_bad_line, counts, rejected)
             continue
         sizes = list(map(utf8_bytes, document))
         batch.documents.append(document)

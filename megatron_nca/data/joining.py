@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_nca.data import selection
+from megatron_nca.data import bad_lines, selection
 from megatron_nca.data.encoders import Encoder
 from megatron_nca.data.encoding import DIGESTS, Preprocessing
 from megatron_nca.data.indexed import IndexedWriter, optimal_dtype
@@ -87,6 +87,7 @@ class Joining:
         if not total.documents:
             path = self._settings.inputs[0].path
             raise DataError(f"{path}: is empty. Cure: give a file with one JSON object a line.")
+        bad_lines.refuse_all_bad(self._settings.inputs[0].path, total)
         for output, writer in zip(self._outputs, self._writers, strict=True):
             if not writer.documents:
                 raise DataError(_nothing(self._settings, output, total))
@@ -101,22 +102,18 @@ class Joining:
     def _origin(self, common: dict, total: Counts, output: Output, writer: IndexedWriter) -> dict:
         unknown = 0 if self._encoder.unknown is None else int(writer.histogram[self._encoder.unknown])
         return {**origin_of(self._settings, common, output),
-                "lines": total.documents, "left_out_lines": sum(total.bad.values()),
-                "left_out_by_reason": dict(sorted(total.bad.items())), "empty_documents": output.empty,
-                "duplicate_documents": output.duplicates, "text_bytes": output.text_bytes, "unknown_tokens": unknown}
+                **total.left_out(), "empty_documents": output.empty, "duplicate_documents": output.duplicates,
+                "text_bytes": output.text_bytes, "unknown_tokens": unknown}
 
 
 def _nothing(settings: Preprocessing, output: Output, total: Counts) -> str:
     path, bad = settings.inputs[0].path, sum(total.bad.values())
-    reasons = "; ".join(f"{reason}: {number:,}" for reason, number in sorted(total.bad.items()))
-    if bad == total.documents:
-        return f"{path}: all {bad:,} lines were bad ({reasons}). Cure: begin with the first. {total.first_bad}"
     if output.part:
         name, share = settings.hold_out[output.part - 1]
         return explain(f"--hold-out {name}", share, f"leaves that part without a text, of {total.documents} lines.",
                        "give more text or a larger share.")
     key = settings.json_keys[output.key]
-    rest = f", and {bad:,} of {total.documents:,} lines were bad ({reasons})" if bad else ""
+    rest = f", and {bad:,} of {total.documents:,} lines were bad ({total.reasons})" if bad else ""
     return f"{path}: every text of {key!r} is empty{rest}. Cure: name another with --json-keys."
 
 

@@ -8,19 +8,21 @@ tokens that have a one. Prompt and answer are encoded each by itself, so that no
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
 from megatron_nca import files
-from megatron_nca.data import selection, stale, stretches
+from megatron_nca.data import bad_lines, selection, stale, stretches
 from megatron_nca.data.encoders import Encoder, TokenizerFiles
 from megatron_nca.data.given import check_file, described
 from megatron_nca.data.indexed import IndexedWriter
 from megatron_nca.data.manifest import Manifest
+from megatron_nca.data.parts import Counts
 from megatron_nca.data.stretches import Bad
 from megatron_nca.errors import DataError, explain
 
@@ -28,6 +30,8 @@ LAYOUTS = ("gsm8k", "bigbench", "keys")
 TEXT, MASK = "_text_document", "_loss_mask"
 BATCH = 256
 """Pairs that are encoded at once."""
+Writers = tuple[IndexedWriter, IndexedWriter]
+"""Of a part, its text and its mask."""
 _BIGBENCH_PREFIXES = {"example_input_prefix": "\nQ: ", "example_output_prefix": "\nA: "}
 """Where a task names none (BIG-bench's own defaults)."""
 
@@ -43,13 +47,15 @@ class Pairs:
     keys: tuple[str, str] | None = None
     between: str = "\n"
     """What stands after the prompt, and belongs to it; of bigbench the task's own prefixes do instead."""
+    on_bad_line: Literal["stop", "skip", "quarantine"] = "stop"
+    """As of a corpus; a pair whose answer has no tokens is bad too."""
     hold_out: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.keys is not None) != (self.layout == "keys"):
             raise DataError(explain("--json-keys", self.keys and list(self.keys), "is for --layout keys, and needed "
                                     "there.", "name the keys of prompt and answer with that layout."))
-        selection.check_hold_out(dict(self.hold_out))
+        selection.check_hold_out(self.hold_out)
         for path in self.inputs:
             check_file(path)
         for each in () if self.layout == "bigbench" else stretches.recognise(self.inputs):
@@ -57,8 +63,8 @@ class Pairs:
                 raise DataError(f"{each.path}: is plain text and has no keys of prompt and answer. "
                                 "Cure: give JSONL or Parquet.")
 
-    def read(self) -> Iterator[tuple[str, str]]:
-        """All prompts, as they are to be encoded, with their answers. Raises DataError for the first bad one."""
+    def read(self) -> Iterator[tuple[str, str] | Bad]:
+        """All prompts, as they are to be encoded, with their answers, or what is wrong with them. Raises DataError."""
         if self.layout == "bigbench":
             for path in self.inputs:
                 yield from _bigbench(path)
@@ -66,15 +72,12 @@ class Pairs:
         keys = self.keys or ("question", "answer")
         for stretch in stretches.cut(stretches.recognise(self.inputs), stretches.LARGEST):
             for document in stretches.documents(stretch, keys):
-                if isinstance(document, Bad):
-                    raise DataError(document.reason)
-                prompt, answer = document
-                yield prompt + self.between, answer
+                yield document if isinstance(document, Bad) else (document[0] + self.between, document[1])
 
     def origin(self) -> dict:
         return {"inputs": list(map(described, self.inputs)), "tokenizer": self.tokenizer.fingerprint(),
                 "layout": self.layout, "json_keys": self.keys and list(self.keys), "between": self.between,
-                "hold_out": dict(self.hold_out)}
+                "on_bad_line": self.on_bad_line, "hold_out": dict(self.hold_out)}
 
 
 def mask_prefix(text_prefix: Path) -> Path:
@@ -94,22 +97,25 @@ def make_pairs(settings: Pairs, output_prefix: Path) -> list[Manifest]:
                         "Cure: use a tokenizer that has one.")
     names = [selection.TRAIN, *(name for name, _ in settings.hold_out)]
     prefixes = [Path(f"{output_prefix}{'' if name == selection.TRAIN else f'_{name}'}") for name in names]
-    origin, manifests = settings.origin(), []
+    origin, manifests, counts = settings.origin(), [], Counts()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(Path(output_prefix)))  # writers remove what they take for a killed one's
         writers = [tuple(stack.enter_context(IndexedWriter(Path(f"{prefix}{what}"), size))
                          for what, size in ((TEXT, encoder.vocab_size), (MASK, 2))) for prefix in prefixes]
-        answers = _write(settings, encoder, writers)
-        for name, (text, _) in zip(names, writers, strict=True):
-            if not text.documents:
-                raise DataError(f"{settings.inputs[0]}: leaves the part {name!r} without a pair. "
-                                "Cure: give more pairs, or another --hold-out.")
-        stale.remove_datasets(output_prefix, [writer.prefix for both in writers for writer in both], _names)
+        with bad_lines.kept(output_prefix, settings.on_bad_line) as rejected:
+            answers = _write(settings, encoder, writers, counts, rejected)
+            _check_parts(settings, names, writers, counts)
+        origin |= counts.left_out()
+        datasets = [writer.prefix for both in writers for writer in both]
+        before = [*map(stale.origin_of, datasets), *stale.remove_datasets(output_prefix, datasets, _names)]
+        bad_lines.remove_stale(output_prefix, before, settings.on_bad_line)
         for name, count, (text, mask) in zip(names, answers, writers, strict=True):
             of_mask = mask.finish({"kind": "loss_mask", "vocab_size": 2, "origin": {**origin, "part": name}})
             said = {"part": name, "answer_tokens": count, "loss_mask": {"bin_sha256": of_mask.files["bin"].sha256}}
             manifests.append(text.finish({"kind": "corpus", "vocab_size": encoder.vocab_size,
                                           "origin": {**origin, **said}}))
+    if counts.bad:
+        print(bad_lines.summary(counts), file=sys.stderr)
     return manifests
 
 
@@ -131,16 +137,29 @@ def _names(origin: dict) -> list[str]:
     return [f"_{origin.get('part')}{what}" for what in (TEXT, MASK)] if "layout" in origin else []
 
 
-def _write(settings: Pairs, encoder: Encoder, writers: Sequence[tuple[IndexedWriter, IndexedWriter]]) -> list[int]:
+def _check_parts(settings: Pairs, names: Sequence[str], writers: Sequence[Writers], counts: Counts) -> None:
+    bad_lines.refuse_all_bad(settings.inputs[0], counts)
+    for name, (text, _) in zip(names, writers, strict=True):
+        if not text.documents:
+            raise DataError(f"{settings.inputs[0]}: leaves the part {name!r} without a pair. "
+                            "Cure: give more pairs, or another --hold-out.")
+
+
+def _write(settings: Pairs, encoder: Encoder, writers: Sequence[Writers], counts: Counts,
+           rejected: BinaryIO | None) -> list[int]:
     """All pairs, each to the writers of its part; returns the scored tokens of each part."""
     shares, scored = [share for _, share in settings.hold_out], [0] * len(writers)
-    for pairs in _batches(settings.read()):
+    for numbers, pairs in _batches(settings, counts, rejected):
         digests = b"".join(selection.digest([prompt.encode(), answer.encode()]) for prompt, answer in pairs)
         parts = selection.parts_of(selection.as_digests(digests), shares)
         prompts, answers = (encoder.encode(list(texts)).tolist() for texts in zip(*pairs, strict=True))
-        for part, prompt, answer, (_, said) in zip(parts, prompts, answers, pairs, strict=True):
+        for part, prompt, answer, number, pair in zip(parts, prompts, answers, numbers, pairs, strict=True):
             if not len(answer):
-                raise DataError(f"{settings.inputs[0]}: a pair has the empty answer {said!r}. Cure: take it out.")
+                reason = (f"{settings.inputs[0]}: pair {number} of the input has the empty answer {pair[1]!r}. "
+                          "Cure: take it out.")
+                raw = files.json_text(pair).encode()
+                bad_lines.leave_out(Bad("an empty answer", reason, raw), settings.on_bad_line, counts, rejected)
+                continue
             text, mask = writers[part]
             text.add_document(np.array([*prompt, *answer, encoder.eod]))
             mask.add_document(np.repeat([0, 1], [len(prompt), len(answer) + 1]))
@@ -148,18 +167,25 @@ def _write(settings: Pairs, encoder: Encoder, writers: Sequence[tuple[IndexedWri
     return scored
 
 
-def _batches(pairs: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch = []
-    for pair in pairs:
-        batch.append(pair)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
+def _batches(settings: Pairs, counts: Counts,
+             rejected: BinaryIO | None) -> Iterator[tuple[list[int], list[tuple[str, str]]]]:
+    """Pairs with their numbers in the input, from 1."""
+    numbers, batch = [], []
+    for pair in settings.read():
+        if batch and (isinstance(pair, Bad) or len(batch) == BATCH):  # one before a bad one may be bad itself
+            yield numbers, batch
+            numbers, batch = [], []
+        counts.documents += 1
+        if isinstance(pair, Bad):
+            bad_lines.leave_out(pair, settings.on_bad_line, counts, rejected)
+        else:
+            numbers.append(counts.documents)
+            batch.append(pair)
     if batch:
-        yield batch
+        yield numbers, batch
 
 
-def _bigbench(path: Path) -> Iterator[tuple[str, str]]:
+def _bigbench(path: Path) -> Iterator[tuple[str, str] | Bad]:
     """The examples of a task: the first `target`, or the first of the choices with the highest `target_scores`."""
     try:
         task = json.loads(path.read_bytes())
@@ -169,7 +195,7 @@ def _bigbench(path: Path) -> Iterator[tuple[str, str]]:
             raise TypeError("examples must be a list, prefixes text")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Cure: check --input.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: is no task of BIG-bench ({error!r}). "
                         "Cure: give a task.json with examples.") from error
     for number, example in enumerate(examples):
@@ -184,6 +210,7 @@ def _bigbench(path: Path) -> Iterator[tuple[str, str]]:
                 raise TypeError("input and answer must be text")
             (prompt + answer).encode()
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: example {number} has no input and target ({error!r}). "
-                            "Cure: take it out.") from error
-        yield prompt, answer
+            reason = f"{path}: example {number} has no input and target ({error!r}). Cure: take it out."
+            yield Bad("no input and target", reason, json.dumps(example).encode())
+        else:
+            yield prompt, answer

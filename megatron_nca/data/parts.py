@@ -31,6 +31,15 @@ class Counts:
     """By reason, the documents that could not be taken."""
     first_bad: str | None = None
 
+    @property
+    def reasons(self) -> str:
+        return "; ".join(f"{reason}: {number:,}" for reason, number in sorted(self.bad.items()))
+
+    def left_out(self) -> dict:
+        """What an origin says of them."""
+        return {"lines": self.documents, "left_out_lines": sum(self.bad.values()),
+                "left_out_by_reason": dict(sorted(self.bad.items()))}
+
     def __iadd__(self, other: "Counts") -> "Counts":
         for name in ("documents", "text_bytes", "tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from megatron_nca import files
-from megatron_nca.data import joining, stale, stretches
+from megatron_nca.data import bad_lines, joining, stale, stretches
 from megatron_nca.data.encoding import Preprocessing, load_encoder
 from megatron_nca.data.joining import Joining, Output
 from megatron_nca.data.manifest import Manifest, part
@@ -113,7 +113,7 @@ class _Job:
         self.outputs = joining.outputs(settings, output_prefix)
         for output in self.outputs:
             files.check_name(part(output.prefix, "json"))
-        self.rejected = Path(f"{output_prefix}_rejected.jsonl")
+        self.rejected = bad_lines.rejected_of(output_prefix)
         self.keeps_rejected = settings.on_bad_line == "quarantine"
         if self.keeps_rejected:
             files.refuse_folder(self.rejected)
@@ -215,10 +215,7 @@ class _Job:
 
         datasets = [output.prefix for output in self.outputs]
         before = [*map(stale.origin_of, datasets), *stale.remove_datasets(self.output_prefix, datasets, names)]
-        quarantined = any(origin.get("on_bad_line") == "quarantine" for origin in before)
-        if quarantined and not self.keeps_rejected and self.rejected.is_file():
-            print(f"{self.rejected}: was made for this prefix with other settings; it is removed.", file=sys.stderr)
-            stale.remove_file(self.rejected)
+        bad_lines.remove_stale(self.output_prefix, before, self.settings.on_bad_line)
 
 
 def _present(output: Output, origin: dict) -> Manifest | None:
@@ -271,10 +268,7 @@ class Progress:
     def end(self) -> None:
         tokens = self.total.tokens
         rest = f", {tokens:,} tokens, {self.total.text_bytes / max(tokens, 1):.2f} bytes of text a token. Done."
-        if self.total.bad:
-            bad = sum(self.total.bad.values())
-            rest += f" {bad:,} bad lines were left out, the first: {self.total.first_bad}"
-        self._print(rest)
+        self._print(f"{rest} {bad_lines.summary(self.total)}".rstrip())
 
     def _print(self, rest: str) -> None:
         seconds = max(time.monotonic() - self._start, 1e-9)

@@ -12,10 +12,13 @@ def report(manifests: Sequence[Manifest], prefix: Path) -> str:
     Bytes a token: UTF-8 of the documents that were kept, over their tokens, ends of documents included.
     """
     lines = [_of_one(manifest, prefix) for manifest in manifests]
-    origin = manifests[0].origin
-    lines.append(f"input: {origin['lines']:,} lines, of which {origin['left_out_lines']:,} were bad and left out"
-                 + "".join(f"; {reason}: {number:,}" for reason, number in origin["left_out_by_reason"].items()))
-    return "\n".join(lines)
+    return "\n".join([*lines, of_input(manifests[0].origin)])
+
+
+def of_input(origin: dict) -> str:
+    """The line about those that were bad."""
+    return (f"input: {origin['lines']:,} lines, of which {origin['left_out_lines']:,} were bad and left out"
+            + "".join(f"; {reason}: {number:,}" for reason, number in origin["left_out_by_reason"].items()))
 
 
 def _of_one(manifest: Manifest, prefix: Path) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +42,12 @@ def as_digests(content: bytes) -> np.ndarray:
     return np.frombuffer(content, _DIGEST)
 
 
-def check_hold_out(shares: Mapping[str, float]) -> None:
+def check_hold_out(parts: Sequence[tuple[str, float]]) -> None:
     """Raise DataError unless these are names of parts with shares of the documents that leave some for training."""
-    for name, share in shares.items():
+    shares = dict(parts)
+    if len(shares) != len(parts):
+        raise DataError(explain("--hold-out", list(parts), "names a part twice.", "name each once."))
+    for name, share in parts:
         setting = f"--hold-out {name}"
         if not re.fullmatch(r"[A-Za-z0-9-]+", name) or name == TRAIN:
             raise DataError(explain(setting, share, f"the name must be of letters, digits and '-', and not {TRAIN!r}.",
@@ -52,7 +55,7 @@ def check_hold_out(shares: Mapping[str, float]) -> None:
         if not 0 < share < 1:
             raise DataError(explain(setting, share, "must lie between 0 and 1.", "0.01 is usual."))
     if sum(shares.values()) >= 1:
-        raise DataError(explain("--hold-out", dict(shares), "leaves nothing for training.", "hold out less than all."))
+        raise DataError(explain("--hold-out", shares, "leaves nothing for training.", "hold out less than all."))
 
 
 def parts_of(digests: np.ndarray, shares: Sequence[float]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_nca.data import encoders
+from megatron_nca.data import bad_lines, encoders
 from megatron_nca.data.encoders import TokenizerFiles
 from megatron_nca.data.tiktoken_files import TiktokenRules
 from megatron_nca.errors import ConfigError, explain
@@ -46,6 +46,13 @@ def add_hold_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hold-out", nargs="+", default=[], type=_share, metavar="PART=SHARE",
                         help="keep this share of the documents, chosen by the hash of the text, from training: "
                              "PREFIX_PART..., for example validation=0.01 test=0.01")
+
+
+def add_on_bad_line(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--on-bad-line", choices=bad_lines.POLICIES, default="stop",
+                        help="stop (the default): one message with file and place; skip: leave out and count; "
+                             "quarantine: also keep them in PREFIX_rejected.jsonl. A file that cannot be read to its "
+                             "end (cut off, damaged Parquet) ends the run with each")
 
 
 def _share(text: str) -> tuple[str, float]:

@@ -164,7 +164,7 @@ def test_another_key_leaves_the_datasets_of_the_first(model, tmp_path):
 @pytest.mark.parametrize("asked", [{"train": 0.1}, {"a_b": 0.1}, {"a": 0.0}, {"a": 0.6, "b": 0.4}])
 def test_parts_that_cannot_be_are_refused(asked):
     with pytest.raises(DataError, match="--hold-out"):
-        selection.check_hold_out(asked)
+        selection.check_hold_out(tuple(asked.items()))
 
 
 def test_shards_make_the_bytes_of_one_process(model, tmp_path):

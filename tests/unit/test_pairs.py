@@ -111,7 +111,38 @@ def test_what_cannot_be_scored_is_refused(files, tmp_path):
         settings(files, layout="keys")
     with pytest.raises(DataError, match=r"none\.jsonl: is missing"):
         settings(files, "none.jsonl")
+    with pytest.raises(DataError, match="names a part twice"):
+        settings(files, hold_out=(("test", 0.1), ("test", 0.2)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "quarantine"])
+def test_bad_pairs_are_dealt_with_as_bad_lines_of_a_corpus(files, tmp_path, capsys, policy):
+    good = [{"question": prompt, "answer": answer} for prompt, answer in PAIRS[:3]]
+    lines = [json.dumps(each) for each in (good[0], {"question": "a", "answer": ""}, good[1])] + ["{", "[]"]
+    (files / "bad.jsonl").write_text("\n".join([*lines, json.dumps(good[2])]) + "\n")
+    asked = settings(files, "bad.jsonl", on_bad_line=policy)
+    if policy == "stop":  # though the line with another mistake is read before this one is encoded
+        with pytest.raises(DataError, match=r"bad\.jsonl: pair 2 of the input has the empty answer ''"):
+            make_pairs(asked, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+        return
+    origin = make_pairs(asked, tmp_path / "out")[0].origin
+    assert read(tmp_path / "out_text_document", files) == [(prompt + "\n", answer) for prompt, answer in PAIRS[:3]]
+    assert (origin["lines"], origin["left_out_lines"]) == (6, 3)
+    assert origin["left_out_by_reason"] == {"an empty answer": 1, "not JSON": 1, "not an object": 1}
+    assert "3 bad lines were left out, the first: " in capsys.readouterr().err
+    rejected = tmp_path / "out_rejected.jsonl"
+    assert rejected.exists() == (policy == "quarantine")
+    if policy == "quarantine":
+        kept = [json.loads(line)["raw"] for line in rejected.read_text().splitlines()]
+        assert kept == ['["a\\n", ""]', "{\n", "[]\n"]
+        make_pairs(settings(files, "bad.jsonl", on_bad_line="skip"), tmp_path / "out")
+        assert not rejected.exists() and f"{rejected}: was made for this prefix" in capsys.readouterr().err
+        (files / "worst.jsonl").write_text("{\n")
+        with pytest.raises(DataError, match=r"all 1 lines were bad \(not JSON: 1\)\. Cure: .*worst.jsonl:1: is not"):
+            make_pairs(settings(files, "worst.jsonl", on_bad_line=policy), tmp_path / "other")
+        assert not list(tmp_path.glob("*other*"))
 
 
 def test_the_loss_of_a_step_is_the_mean_over_answers(files, tmp_path):
