@@ -47,6 +47,13 @@ class OptimizerConfig:
                 )
         if self.min_lr > self.lr:
             raise ConfigError(explain("optimizer.min_lr", self.min_lr, f"exceeds lr = {self.lr}.", "lower it."))
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ConfigError(explain(f"optimizer.{name}", value, "must lie in [0, 1).", "for example 0.9."))
+        if not self.epsilon > 0:
+            reason = "must be positive: what had no gradient yet would be divided by zero."
+            raise ConfigError(explain("optimizer.epsilon", self.epsilon, reason, "for example 1e-8."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,14 +252,9 @@ class Recipe:
                 phase.check_freeze(name, model)
             law = self.law_of(phase.dataset)
             if law is not None and law.sequence_length != self.model.sequence_length:
-                raise ConfigError(
-                    explain(
-                        f"datasets.{phase.dataset}.law.sequence_length",
-                        law.sequence_length,
-                        f"differs from model.sequence_length = {self.model.sequence_length}.",
-                        "make them equal.",
-                    )
-                )
+                where = f"datasets.{phase.dataset}.law.sequence_length"
+                reason = f"differs from model.sequence_length = {self.model.sequence_length}."
+                raise ConfigError(explain(where, law.sequence_length, reason, "make them equal."))
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -186,6 +187,12 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         # YAML 1.1 reads 23:50:00 as the number 85800.
         cure = " Cure: put it in quotes." if hint is str and isinstance(value, (int, float)) else ""
         raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}, got {type(value).__name__}.{cure}")
+    return _finite(value, where) if hint is float else value
+
+
+def _finite(value: float, where: str) -> float:
+    if not math.isfinite(value):  # a nan passes every check of a range that asks for what is wrong
+        raise ConfigError(f"{where} = {value!r}: is not a finite number. Cure: give one.")
     return value
 
 

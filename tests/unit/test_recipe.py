@@ -1,5 +1,6 @@
 """Recipes: what is refused, what is shared, and that those in the repository load."""
 
+import math
 import re
 from pathlib import Path
 
@@ -83,6 +84,12 @@ def change(values: dict, dotted: str, value: object) -> dict:
         ("phases.text.iterations", 0, "at least 1"),
         ("phases.text.optimizer", {"lr": 0}, "must be positive"),
         ("phases.text.optimizer", {"lr": 1e-3, "min_lr": 1e-2}, "exceeds lr"),
+        ("phases.text.optimizer", {"lr": math.inf}, "phases.text.optimizer.lr = inf: is not a finite number. Cure: "),
+        ("phases.text.optimizer", {"lr": 1e-3, "clip_grad": math.nan}, "clip_grad = nan: is not a finite number"),
+        ("phases.text.optimizer", {"lr": 1e-3, "weight_decay": "nan"}, "weight_decay = nan: is not a finite number"),
+        ("phases.text.optimizer", {"lr": 1e-3, "beta1": 1.0}, r"optimizer.beta1 = 1.0: must lie in \[0, 1\). Cure: "),
+        ("phases.text.optimizer", {"lr": 1e-3, "beta2": -0.1}, r"optimizer.beta2 = -0.1: must lie in \[0, 1\)"),
+        ("phases.text.optimizer", {"lr": 1e-3, "epsilon": 0}, "optimizer.epsilon = 0.0: must be positive"),
         ("phases.text.optimizer", {"lr": 1e-3, "warmup_iterations": 6}, "as long as the whole schedule"),
         ("phases.text.optimizer", {"lr": 1e-3, "decay_iterations": 5}, "below iterations"),
         ("phases.text.precision", "fp8", "not one of"),
