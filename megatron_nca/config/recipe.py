@@ -250,6 +250,10 @@ class Recipe:
                 raise ConfigError(f"phases.{name}.{error}") from error
             if phase.freeze is not None:
                 phase.check_freeze(name, model)
+            held_out, asked = self.part_sequences(phase.dataset, "validation"), phase.validation_sequences
+            if held_out is not None and asked > held_out:  # else it shows only when the phase before has been trained
+                reason, cure = f"'{phase.dataset}' holds only {held_out} of them.", "lower it, or hold out more."
+                raise ConfigError(explain(f"phases.{name}.validation_sequences", asked, reason, cure))
             law = self.law_of(phase.dataset)
             if law is not None and law.sequence_length != self.model.sequence_length:
                 where = f"datasets.{phase.dataset}.law.sequence_length"

@@ -35,7 +35,7 @@ def values(recipe_values) -> dict:
         "crossed": {**BRACKETS, "source": "k_shuffle_dyck"},
     }
     for name in ("shuffled", "iid", "copy", "brackets"):
-        recipe_values["phases"][name] = {**recipe_values["phases"]["nca"], "dataset": name}
+        recipe_values["phases"][name] = {**recipe_values["phases"]["nca"], "dataset": name, "validation_sequences": 2}
         steps = [{"phase": name}, {"phase": "text", "start": {"carry": ["all"]}}]
         recipe_values["arms"][name] = {"steps": steps}
     return recipe_values

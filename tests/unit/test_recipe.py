@@ -82,6 +82,8 @@ def change(values: dict, dotted: str, value: object) -> dict:
         ("phases.text.parallel", {"tensor": 3}, "does not divide"),
         ("phases.text.global_batch_size", 3, "not a multiple of micro_batch_size"),
         ("phases.text.iterations", 0, "at least 1"),
+        ("phases.nca.validation_sequences", 6,
+         "phases.nca.validation_sequences = 6: 'automata' holds only 4 of them. Cure: "),
         ("phases.text.optimizer", {"lr": 0}, "must be positive"),
         ("phases.text.optimizer", {"lr": 1e-3, "min_lr": 1e-2}, "exceeds lr"),
         ("phases.text.optimizer", {"lr": math.inf}, "phases.text.optimizer.lr = inf: is not a finite number. Cure: "),
