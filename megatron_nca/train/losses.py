@@ -49,3 +49,12 @@ class Losses:
             f"{what} at iteration {iteration} of phase {phase}: {flaw}{often} No update was made with it. "
             "Cure: lower optimizer.lr, set optimizer.clip_grad, or have such updates left out with on_bad_loss."
         )
+
+
+def check_validation(loss: float, iteration: int, phase: str) -> None:
+    """Raise LaunchError if a validation is not finite: the weights are at fault, and no skipping mends them."""
+    if not math.isfinite(loss):
+        raise LaunchError(
+            f"lm loss validation = {loss} at iteration {iteration} of phase {phase}: is not finite, so the weights are "
+            "broken. Nothing was saved of this iteration. Cure: lower optimizer.lr or set optimizer.clip_grad."
+        )

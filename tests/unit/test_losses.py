@@ -2,6 +2,8 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from megatron_nca.config.recipe import BadLoss, load_recipe
 from megatron_nca.config.run_config import LossRecord
 from megatron_nca.config.schema import build, to_yaml
 from megatron_nca.errors import ConfigError, LaunchError
-from megatron_nca.mcore.engine import Engine, StepResult, read_ranks
-from megatron_nca.train.losses import Losses
+from megatron_nca.mcore.engine import Engine, Evaluation, StepResult, read_ranks
+from megatron_nca.train.losses import Losses, check_validation
+from megatron_nca.train.training import Training
 
 SERIES = [5.0, 4.8, math.nan, 4.7, 9.0, math.inf, 4.6, 4.5, 8.9, 4.4]
 
@@ -70,6 +73,19 @@ def test_a_gradient_that_is_not_finite_is_bad_too():
     losses = Losses(BadLoss(action="skip"), LossRecord())
     losses.note(7, "text", measured(5.0, math.nan))
     assert losses.record == LossRecord(level=None, bad_in_a_row=1, skipped=1)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_that_is_not_finite_ends_training_before_the_save(loss: float) -> None:
+    check_validation(4.0, 7, "text")
+    given = {"_engine": SimpleNamespace(evaluate=lambda *_: Evaluation(loss, []), device=None), "_consumed": 8,
+             "_data": MagicMock(), "_waiting": MagicMock(), "_metrics": MagicMock(), "_pace": MagicMock(),
+             "_iteration": 7, "_phase": MagicMock(), "run_config": SimpleNamespace(phase="text")}
+    training = Training.__new__(Training)
+    training.__dict__.update(given)
+    with pytest.raises(LaunchError, match=f"lm loss validation = {loss} at iteration 7 of phase text: .* Cure: "):
+        training._validate()
+    training._metrics.validation.assert_called_once()
 
 
 @pytest.mark.parametrize("values", [{"spike": 1.0}, {"in_a_row": 3}, {"action": "skip", "in_a_row": 0}])
