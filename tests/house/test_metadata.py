@@ -1,5 +1,6 @@
 """What the package says it needs, and what must never be in the repository."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_each_python_gets_a_megatron_core():
         fits = [requirement for requirement in core if requirement.marker.evaluate({"python_version": version})]
         assert len(fits) == 1, version
         assert ("0.16.1" in fits[0].specifier) == (version in ("3.10", "3.11"))
+
+
+@pytest.mark.parametrize(("types", "binding"), [("_generator.pyi", "csrc/bind.cpp"),
+                                                ("_generator_cuda.pyi", "csrc/cuda/bind.cpp")])
+def test_types_of_a_compiled_module_name_what_it_binds(types, binding):
+    bound = (ROOT / binding).read_text(encoding="utf-8")
+    typed = [node.name for node in ast.parse((ROOT / "megatron_nca" / types).read_text(encoding="utf-8")).body
+             if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert sorted(typed) == sorted(re.findall(r'(?:module\.def\(|py::class_<\S+>\(module, )"(\w+)"', bound))
 
 
 def test_no_path_of_one_machine_and_no_registry_address_is_committed():
