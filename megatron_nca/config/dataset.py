@@ -1,7 +1,6 @@
 """A recipe's dataset: one source of tokens with a training and a validation part."""
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +189,7 @@ class Dataset:
         if len({name for _, name in self.blend}) != len(self.blend) or len(self.blend) < 2:
             cure = "name two or more, each once."
             raise ConfigError(explain("blend", shown, "is no blend of different datasets.", cure))
-        if not all(0 < weight < math.inf for weight, _ in self.blend):
+        if not all(weight > 0 for weight, _ in self.blend):
             raise ConfigError(explain("blend", shown, "has a weight that is not positive.", "leave that dataset out."))
 
     @property

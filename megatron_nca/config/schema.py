@@ -22,15 +22,16 @@ def build(cls: type, values: Any, where: str = "") -> Any:
     Raises ConfigError for a key that `cls` lacks (naming the nearest) and for a value of another type.
     """
     if not isinstance(values, dict):
-        raise ConfigError(f"{where or 'the file'}: expected a mapping with the keys of {cls.__name__}, got {values!r}.")
+        raise ConfigError(f"{where or 'the file'}: expected a mapping, got {values!r}. Cure: give {_wanted(cls)}.")
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in values:
         if key not in names:
-            raise ConfigError(f"{_join(where, key)}: unknown setting.{suggest(key, names)}")
+            raise ConfigError(f"{_join(where, key)}: unknown setting.{_known_place(key, hints, names)}")
     missing = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in values and _is_required(f)]
     if missing:
-        raise ConfigError(f"{_join(where, missing[0])}: this setting is required and was not given.")
+        cure = f"Cure: give {_wanted(hints[missing[0]])}."
+        raise ConfigError(f"{_join(where, missing[0])}: this setting is required and was not given. {cure}")
     converted = {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
     try:
         return cls(**converted)
@@ -53,6 +54,10 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, (list, tuple)):
         return [to_dict(value) for value in config]
     return config
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_EXAMPLES = {int: "8", float: "1e-4", bool: "true", str: "text"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -138,6 +143,49 @@ def _placed(where: str, message: str) -> str:
     return _join(where, message)
 
 
+def _known_place(key: object, hints: dict[str, Any], names: list[str]) -> str:
+    """Where an unknown key may belong: in a section of the mapping, which is a usual mistake, or under a like name."""
+    for name in names:
+        section = _first(hints[name])
+        if dataclasses.is_dataclass(section) and any(key == field.name for field in dataclasses.fields(section)):
+            return f" Did you mean '{name}.{key}'? Cure: write it in the section {name}."
+    return f"{suggest(key, names)} Cure: correct its name, or leave it out."
+
+
+def _wanted(hint: Any) -> str:
+    """What a setting of this type may be, in words, with an example in YAML."""
+    hint = _first(hint)
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    kind = "a list" if origin is tuple else "a mapping"
+    return _WORDS.get(hint) or f"{kind}, such as {_example(hint)}"
+
+
+def _example(hint: Any) -> str:
+    hint = _first(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return str(arguments[0])
+    if origin is tuple:
+        return f"[{', '.join(_example(each) for each in arguments if each is not Ellipsis)}]"
+    if origin is dict:
+        return f"{{NAME: {_example(arguments[1])}}}"
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        fields = [f for f in dataclasses.fields(hint) if f.init]
+        shown = [f.name for f in fields if _is_required(f)] or [fields[0].name]
+        return f"{{{', '.join(f'{name}: {_example(hints[name])}' for name in shown)}}}"
+    return _EXAMPLES.get(hint, "VALUE")
+
+
+def _first(hint: Any) -> Any:
+    """The type that a value is read as: the first of a union that is not None."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    return next(each for each in typing.get_args(hint) if each is not type(None))
+
+
 def _is_required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -145,36 +193,32 @@ def _is_required(field: dataclasses.Field) -> bool:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(arguments, value, where)
+        return None if value is None and type(None) in arguments else _convert(_first(hint), value, where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise ConfigError(f"{where} = {value!r}: not one of {', '.join(map(repr, arguments))}.")
+            cure = "Cure: choose one of them."
+            raise ConfigError(f"{where} = {value!r}: not one of {', '.join(map(repr, arguments))}. {cure}")
         return value
     if origin is tuple:
-        return _convert_tuple(arguments, value, where)
+        return _convert_tuple(hint, value, where)
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} = {value!r}: expected a mapping.")
+            raise ConfigError(f"{where} = {value!r}: expected a mapping. Cure: give {_wanted(hint)}.")
         return {str(key): _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
     return _convert_scalar(hint, value, where)
 
 
-def _convert_union(arguments: tuple, value: Any, where: str) -> Any:
-    if value is None and type(None) in arguments:
-        return None
-    others = [argument for argument in arguments if argument is not type(None)]
-    return _convert(others[0], value, where)
-
-
-def _convert_tuple(arguments: tuple, value: Any, where: str) -> tuple:
+def _convert_tuple(hint: Any, value: Any, where: str) -> tuple:
+    arguments = typing.get_args(hint)
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} = {value!r}: expected a list.")
+        raise ConfigError(f"{where} = {value!r}: expected a list. Cure: give {_wanted(hint)}.")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if len(value) != len(arguments):
-        raise ConfigError(f"{where} = {value!r}: expected {len(arguments)} values, got {len(value)}.")
+        reason = f"expected {len(arguments)} values, got {len(value)}."
+        raise ConfigError(f"{where} = {value!r}: {reason} Cure: give {_wanted(hint)}.")
     return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
 
 
@@ -185,8 +229,8 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         # YAML 1.1 reads 23:50:00 as the number 85800.
-        cure = " Cure: put it in quotes." if hint is str and isinstance(value, (int, float)) else ""
-        raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}, got {type(value).__name__}.{cure}")
+        cure = "put it in quotes" if hint is str and isinstance(value, (int, float)) else f"give {_wanted(hint)}"
+        raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}, got {type(value).__name__}. Cure: {cure}.")
     return _finite(value, where) if hint is float else value
 
 

@@ -116,8 +116,8 @@ def test_other_user_errors_are_one_message_and_exit_2(corpus, tmp_path):
 
 
 def test_datasets_are_merged_by_any_of_their_names(corpus, tmp_path):
-    out, _ = call("merge_datasets", corpus / "train_text_document.bin", corpus / "validation_text_document.idx",
-                  corpus / "train_text_document.json", "--output-prefix", tmp_path / "all.v1.bin")
+    out, _ = call("merge_datasets", corpus / "train_text_document.json", corpus / "validation_text_document.idx",
+                  "--output-prefix", tmp_path / "all.v1.bin")
     assert out.startswith(f"{tmp_path / 'all.v1'}: ") and names(tmp_path) == ["all.v1.bin", "all.v1.idx", "all.v1.json"]
 
 

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 
-from megatron_nca.data import stretches
+from megatron_nca.data import bad_lines, stretches
 from megatron_nca.data.encoders import GPT2_BPE, SENTENCEPIECE, TokenizerFiles
-from megatron_nca.data.encoding import ON_BAD_LINE, Preprocessing
+from megatron_nca.data.encoding import Preprocessing
 from megatron_nca.data.indexed import IndexedReader
 from megatron_nca.data.preprocess import preprocess
 from megatron_nca.errors import DataError
@@ -101,7 +101,7 @@ class Campaign:
     def one(self, seed: str) -> None:
         chance = random.Random(seed)
         content, which, eod = hostile(chance), chance.randrange(2), chance.random() < 0.5
-        keys, policy = chance.choice((("text",), ("title",), ("text", "title"))), chance.choice(ON_BAD_LINE)
+        keys, policy = chance.choice((("text",), ("title",), ("text", "title"))), chance.choice(bad_lines.POLICIES)
         name = "a.jsonl" + chance.choice(("", "", "", "", ".gz", ".zst"))
         packed = {".gz": gzip.compress, ".zst": zstandard.compress}.get(name[7:], bytes)(content)
         torn = name != "a.jsonl" and chance.random() < 0.2
