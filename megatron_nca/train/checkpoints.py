@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_nca import file_list, files
+from megatron_nca.config.recipe import Phase
 from megatron_nca.config.run_config import FILE_NAME, LossRecord, RunConfig
 from megatron_nca.config.schema import to_yaml
 from megatron_nca.convert.account import check_account
@@ -252,6 +253,26 @@ def check_same_data(run_config: RunConfig, checkpoint: Path, sha256: str | None,
                 f"{checkpoint}: was trained on {what} {then[:16]}…, now it is {now[:16]}…. "
                 "Cure: restore that data, or start in another run folder."
             )
+
+
+def check_same_course(run_config: RunConfig, checkpoint: Path, phase: Phase) -> None:
+    """Schedule and order of data count sequences: with other batches a resume would be on another course, unseen.
+
+    Raises CheckpointError, also where the checkpoint lies behind the phase's last iteration.
+    """
+    iteration, consumed = run_config.iteration, run_config.consumed_sequences
+    planned = phase.batch_sizes.consumed_after(iteration)
+    if consumed != planned:
+        raise CheckpointError(
+            f"{checkpoint}: its {iteration} iterations took {consumed} sequences, and with global_batch_size = "
+            f"{phase.global_batch_size} and rampup_batch_size = {phase.rampup_batch_size} they would take {planned}. "
+            "Cure: restore both as they were, or start in another run folder."
+        )
+    if iteration > phase.iterations:
+        raise CheckpointError(
+            f"{checkpoint}: is of iteration {iteration}, and the phase ends at iterations = {phase.iterations}. "
+            "Cure: give at least as many, or start in another run folder."
+        )
 
 
 def at_iteration(

@@ -76,6 +76,8 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         loaded = _agreed(lambda: engine.load(start))
         pace = Pace(time.perf_counter() - began)
         resumed = start != folder.initial
+        if resumed:
+            checkpoints.check_same_course(loaded, start, phase)
         at("opening the data")
         supply = _supply(job, ranks, loaded.consumed_sequences if resumed else 0)
         at_the_end.callback(supply.close)

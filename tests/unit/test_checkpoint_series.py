@@ -1,5 +1,7 @@
 """A series of checkpoints: when one is published, which stay, which one is chosen. Ranks and tensors are fakes."""
 
+import contextlib
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from megatron_nca import file_list
 from megatron_nca.config.model import ModelConfig
+from megatron_nca.config.recipe import OptimizerConfig, Phase
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.errors import CheckpointError, DataError
 from megatron_nca.mcore.engine import Ranks
@@ -168,3 +171,23 @@ def test_without_hashes_only_sizes_are_compared(series: CheckpointFolder) -> Non
     saver(FakeEngine(), series).save(at(10))
     (series.iteration(10) / "__0_0.distcp").write_bytes(b"tensorS")
     assert checkpoints.newest_whole(series, ONE, hashes=False) == series.iteration(10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"micro_batch_size": 2, "iterations": 12}, None),
+        ({"global_batch_size": 16}, "10 iterations took 80 sequences, .* global_batch_size = 16 .* would take 160"),
+        ({"rampup_batch_size": (4, 4, 16)}, "took 80 sequences, .* would take 64"),
+        ({"iterations": 9}, "is of iteration 10, and the phase ends at iterations = 9"),
+    ],
+)
+def test_a_resume_on_another_course_is_refused(tmp_path: Path, changes: dict, message: str | None) -> None:
+    """A schedule counts sequences: with twice the batch it would be at another rate, and end elsewhere."""
+    reached = dataclasses.replace(at(10), consumed_sequences=80)
+    settings = {"iterations": 20, "global_batch_size": 8, "micro_batch_size": 1, "validation_sequences": 8, **changes}
+    phase = Phase(dataset="none", optimizer=OptimizerConfig(lr=1e-2), **settings)
+    expected = pytest.raises(CheckpointError, match=message) if message else contextlib.nullcontext()
+    with expected:
+        checkpoints.check_same_course(reached, tmp_path, phase)
