@@ -15,8 +15,9 @@ from pathlib import Path
 import megatron_nca
 from megatron_nca.account.memory import checkpoint_bytes_per_parameter
 from megatron_nca.account.parameters import parameters
+from megatron_nca.config.changes import MAY_CHANGE, changes
 from megatron_nca.config.recipe import ArmStep, Dataset, Phase, Recipe, load_recipe
-from megatron_nca.config.schema import to_dict, to_yaml
+from megatron_nca.config.schema import to_yaml
 from megatron_nca.errors import ConfigError, DataError, explain
 from megatron_nca.files import write_text
 from megatron_nca.run_dir import RunFolder
@@ -242,27 +243,41 @@ def resolve_paths(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, datasets=datasets)
 
 
-def freeze(recipe: Recipe, run_folder: RunFolder) -> None:
-    """Write `recipe` into the run folder. Raises ConfigError if another one is there, naming what differs."""
-    if run_folder.recipe.exists():
-        check_frozen(recipe, run_folder)
-    else:
+def freeze(recipe: Recipe, run_folder: RunFolder) -> list[str]:
+    """Write `recipe` into the run folder; one that is there is kept beside it under a number.
+
+    Returns, in words, what is changed. Raises ConfigError where that may not change, naming it.
+    """
+    changed = check_frozen(recipe, run_folder)
+    if changed:
+        former = run_folder.former_recipe(len(run_folder.former_recipes()) + 1)
+        write_text(former, run_folder.recipe.read_text(encoding="utf-8"))
+    if changed or not run_folder.recipe.exists():
         write_text(run_folder.recipe, to_yaml(recipe))
+    return changed
 
 
-def check_frozen(recipe: Recipe, run_folder: RunFolder) -> None:
-    """Raise ConfigError if the run folder was begun with another recipe."""
+def check_frozen(recipe: Recipe, run_folder: RunFolder) -> list[str]:
+    """What `recipe` changes in the one that the run folder was begun with; ConfigError where that may not change."""
     if not run_folder.recipe.exists():
-        return
-    there, here = _flatten(to_dict(load_recipe(run_folder.recipe))), _flatten(to_dict(recipe))
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    if keys:
-        lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in keys[:10]]
-        more = [f"  and {len(keys) - 10} more"] if len(keys) > 10 else []
-        raise ConfigError(
-            "\n".join([f"{run_folder.recipe}: this run folder was begun with other settings.", *lines, *more])
-            + f"\nCure: choose another --run-dir, or go on with the old settings: run {run_folder.recipe}."
-        )
+        return []
+    changed, refused = changes(load_recipe(run_folder.recipe), recipe)
+    if refused:
+        more = [f"  and {len(refused) - 10} more"] if len(refused) > 10 else []
+        lines = [*_indented(refused[:10]), *more]
+        cure = f"choose another --run-dir, or go on with the old settings: run {run_folder.recipe}."
+        head = f"{run_folder.recipe}: this run folder was begun with other settings."
+        raise ConfigError("\n".join([head, *lines, f"Cure: {cure} {MAY_CHANGE}"]))
+    return changed
+
+
+def announce(changed: list[str], run_folder: RunFolder) -> list[str]:
+    """Lines that say what `freeze` changes, or has changed."""
+    return [f"{run_folder.recipe} changes:", *_indented(changed)] if changed else []
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
 
 
 def record_source(run_folder: RunFolder) -> None:
@@ -290,13 +305,6 @@ def _git(root: Path, *words: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.decode("utf-8", errors="replace")
-
-
-def _flatten(values: object, where: str = "") -> dict[str, object]:
-    if not isinstance(values, dict):
-        return {where: values}
-    nested = [_flatten(value, f"{where}.{key}" if where else str(key)) for key, value in values.items()]
-    return {key: value for part in nested for key, value in part.items()}
 
 
 def absent(recipe: Recipe) -> list[str]:

@@ -1,6 +1,7 @@
 """Every file of a run folder is a property here; nobody else joins its paths.
 
     RUN/recipe.yaml                 the resolved recipe
+    RUN/recipe.<n>.yaml             what it was before its nth change
     RUN/source.txt                  commit and difference of the code
     RUN/.lock                       held by the one `megatron-nca run` at work here
     RUN/data/<dataset>/train.{bin,idx,json}, validation.{bin,idx,json}           (generated)
@@ -17,6 +18,7 @@
 A phase that several arms share is run in the first of them; the others hold a symbolic link to its folder.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +172,15 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.yaml"
+
+    def former_recipe(self, number: int) -> Path:
+        """What `recipe.yaml` was before it was changed for the `number`th time."""
+        return self.path / f"recipe.{number}.yaml"
+
+    def former_recipes(self) -> list[Path]:
+        """Those that are there, the oldest first."""
+        numbers = itertools.takewhile(lambda number: self.former_recipe(number).is_file(), itertools.count(1))
+        return [self.former_recipe(number) for number in numbers]
 
     @property
     def source(self) -> Path:

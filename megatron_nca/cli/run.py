@@ -52,18 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
     deadline = math.inf if arguments.time_limit is None else time.time() + arguments.time_limit
     recipe = plan.resolve_paths(load_recipe(arguments.recipe, arguments.overrides))
     run_folder = RunFolder(arguments.run_dir)
-    plan.check_frozen(recipe, run_folder)
+    changed = plan.check_frozen(recipe, run_folder)
     steps = with_flags(plan.steps(recipe, run_folder), arguments)
     if arguments.dry_run:
         absent = [f"warning: {message}" for message in plan.absent(recipe)]
-        print("\n".join([*describe(steps), *totals(recipe), *absent]))
+        print("\n".join([*plan.announce(changed, run_folder), *describe(steps), *totals(recipe), *absent]))
         return 0
     boards.check(recipe)  # before hours of work on data
     for warning in plan.check(recipe):
         print(f"warning: {warning}", flush=True)
     record.check_free(run_folder)
     with locked(run_folder) as lock:
-        plan.freeze(recipe, run_folder)
+        for line in plan.announce(plan.freeze(recipe, run_folder), run_folder):
+            print(line, flush=True)
         plan.record_source(run_folder)
         plan.link_shared_phases(recipe, run_folder)
         return walk(steps, lock, deadline)

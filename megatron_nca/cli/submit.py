@@ -39,10 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     cluster = load_cluster(arguments.cluster)
     path = Path(os.path.abspath(arguments.run_dir or Path("runs") / recipe.name))
     run_folder = RunFolder(path)
-    plan.check_frozen(recipe, run_folder)
+    changed = plan.check_frozen(recipe, run_folder)
     place = Place(run=path, working=Path.cwd(), python=sys.executable, name=recipe.name)
     planned = submission.planned(recipe, cluster, run_folder, place)
     if arguments.dry_run:
+        print("".join(f"{line}\n" for line in plan.announce(changed, run_folder)), end="")
         describe(planned)
         print("".join(f"warning: {message}\n" for message in plan.absent(recipe)), end="")
         return 0

@@ -99,7 +99,8 @@ def submit(wanted: Planned, say: Callable[[str], None]) -> Submission:
     _check_disk(wanted)
     _check_arrays(wanted)
     with _held(run):
-        plan.freeze(wanted.recipe, run)
+        for line in plan.announce(plan.freeze(wanted.recipe, run), run):
+            say(line)
         plan.record_source(run)
         plan.link_shared_phases(wanted.recipe, run)
         files.write_text(run.slurm.cluster, to_yaml(wanted.cluster))

@@ -89,6 +89,8 @@ class Run:
     path: Path
     recipe: Recipe
     arms: tuple[ArmRun, ...]
+    former: tuple[Recipe, ...] = ()
+    """What the recipe was before each of its changes, the oldest first."""
 
     def find(self, arm: str, seed: int) -> ArmRun:
         return next(row for row in self.arms if (row.arm, row.seed) == (arm, seed))
@@ -105,7 +107,8 @@ def load_run(path: Path) -> Run:
         for arm, steps in ((name, arm.steps) for name, arm in recipe.arms.items())
         for seed in recipe.seeds
     )
-    return Run(Path(path).resolve().name, Path(path), recipe, arms)
+    former = tuple(map(load_recipe, folder.former_recipes()))
+    return Run(Path(path).resolve().name, Path(path), recipe, arms, former)
 
 
 def _load_phase(recipe: Recipe, phase: str, folder: PhaseFolder) -> PhaseRun:

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Sequence
 
+from megatron_nca.config.changes import changes
 from megatron_nca.report.compare import (
     COMPARED_FRAMES,
     HARDLY_SHARE,
@@ -138,6 +140,9 @@ def _remarks(runs: Sequence[Run], rows: Sequence[Row]) -> str:
         mine = [row for row in rows if row.run == run.name]
         if len(run.recipe.seeds) == 1:
             lines.append(f"{run.name}: one seed: no spread. Seeds of small runs differ as much as arms do.")
+        for before, after in itertools.pairwise((*run.former, run.recipe)):
+            changed, _refused = changes(before, after)
+            lines += [f"{run.name}: changed in the recipe after the run had begun: {words}." for words in changed]
         lines += _compute_remarks(run, mine)
         for row in mine:
             if row.state != "finished":

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_nca import plan
 from megatron_nca.cli.run import totals
-from megatron_nca.config.recipe import recipe_from_dict
+from megatron_nca.config.recipe import load_recipe, recipe_from_dict
 from megatron_nca.errors import ConfigError, DataError
 from megatron_nca.files import size_text
 from megatron_nca.plan import Step
@@ -162,11 +162,46 @@ def test_a_frozen_recipe_reads_back_equal_and_differences_are_named(recipe_value
     recipe = plan.resolve_paths(recipe_from_dict(recipe_values))
     run = RunFolder(tmp_path)
     plan.freeze(recipe, run)
-    plan.freeze(recipe, run)
+    assert plan.freeze(recipe, run) == [] and run.former_recipes() == []
     recipe_values["phases"]["text"]["iterations"] = 7
-    with pytest.raises(ConfigError, match=r"phases\.text\.iterations: 6 there, 7 now") as error:
+    with pytest.raises(ConfigError, match=r"phases\.text\.iterations: 6 before, 7 now") as error:
         plan.freeze(recipe_from_dict(recipe_values), run)
     assert "Cure" in str(error.value)
+
+
+def test_what_is_measured_stays_and_the_rest_may_change_each_change_kept(recipe_values, tmp_path):
+    run, before = RunFolder(tmp_path), recipe_from_dict(recipe_values)
+    plan.freeze(before, run)
+    recipe_values["seeds"] = [*recipe_values["seeds"], 8]
+    recipe_values["phases"]["text"] |= {"parallel": {"pipeline": 2}, "micro_batch_size": 1}
+    recipe_values["phases"]["more"] = recipe_values["phases"]["text"]
+    recipe_values["arms"]["longer"] = {"steps": [{"phase": "more"}]}
+    after = recipe_from_dict(recipe_values)
+    changed = plan.freeze(after, run)
+    assert load_recipe(run.recipe) == after and [load_recipe(path) for path in run.former_recipes()] == [before]
+    expected = {"phases.more: added", "arms.longer: added", "phases.text.parallel.pipeline: 1 before, 2 now"}
+    assert expected <= set(changed) and any(line.startswith("seeds: ") for line in changed)
+    assert plan.freeze(after, run) == [] and len(run.former_recipes()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda values: values["phases"]["text"].update(global_batch_size=16), "phases.text.global_batch_size"),
+        (lambda values: values.update(seeds=[5]), "seeds"),
+        (lambda values: values["arms"].pop("attention"), "arms.attention.steps"),
+        (lambda values: values.update(arms={"new": values["arms"]["scratch"], **values["arms"]}), "arms.new.steps"),
+        (lambda values: values["model"].update(num_layers=4), "model.num_layers"),
+    ],
+)
+def test_what_is_measured_may_not_change(recipe_values, tmp_path, change, named):
+    run = RunFolder(tmp_path)
+    plan.freeze(recipe_from_dict(recipe_values), run)
+    text = run.recipe.read_text()
+    change(recipe_values)
+    with pytest.raises(ConfigError, match=rf"begun with other settings[\s\S]*\n  {named}: "):
+        plan.freeze(recipe_from_dict(recipe_values), run)
+    assert run.recipe.read_text() == text and run.former_recipes() == []
 
 
 def test_paths_are_made_absolute(recipe_values, monkeypatch, tmp_path):

@@ -205,10 +205,15 @@ def test_seeds_are_paired_and_their_number_is_stated(make_run):
     assert "one seed: no spread" not in text.markdown([loaded], rows, [], curves=False)
 
 
-def test_one_seed_and_unequal_compute_are_said(make_run):
-    loaded = load_run(make_run().path)
+def test_one_seed_unequal_compute_and_changed_settings_are_said(make_run, recipe_values):
+    run = make_run()
+    run.former_recipe(1).write_text(run.recipe.read_text())
+    recipe_values["phases"]["text"]["log_interval"] = 3
+    run.recipe.write_text(yaml.safe_dump(recipe_values, sort_keys=False))
+    loaded = load_run(run.path)
     report = text.markdown([loaded], compare.rows(loaded), compare.learned(loaded), curves=False)
     assert "one seed: no spread" in report
+    assert "changed in the recipe after the run had begun: phases.text.log_interval: 10 before, 3 now.\n" in report
     assert f"nca was trained on {4 * TOKENS:,} tokens more than scratch (67%)" in report
     assert report.rstrip().splitlines()[-1] == "- nca / scratch perplexity ratio: 0.905 (1 seed)"
 

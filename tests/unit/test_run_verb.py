@@ -262,7 +262,7 @@ def test_the_whole_walk_freezes_records_and_links(tmp_path, recipe_values, monke
     assert run.source.read_text().startswith("megatron_nca ")
     assert run.phase("attention", 0, "nca").path.is_symlink()
     assert main(["run", str(recipe), "--run-dir", str(run.path), "seeds=[3]"]) == 2
-    assert "seeds: [0] there, [3] now" in capfd.readouterr().err
+    assert "seeds: [0] before, [3] now" in capfd.readouterr().err
 
 
 def test_code_that_changed_between_two_walks_is_recorded(tmp_path, capsys):
