@@ -111,9 +111,12 @@ class Start:
             return tuple(n % source_layers for n in range(num_layers))
         listed = tuple(None if entry == NEW else int(entry) for entry in self.layer_map.split(","))
         wrong = [entry for entry in listed if entry is not None and entry >= source_layers]
-        if len(listed) != num_layers or wrong:
-            reason = f"names layer {wrong[0]} of {source_layers}." if wrong else \
-                f"has {len(listed)} entries for {num_layers} layers."
+        if wrong:
+            reason = f"names layer {wrong[0]} of {source_layers}, which are counted from 0."
+            raise ConfigError(explain("layer_map", self.layer_map, reason,
+                                      f"name layers below {source_layers}, or {NEW}."))
+        if len(listed) != num_layers:
+            reason = f"has {len(listed)} entries for {num_layers} layers."
             raise ConfigError(explain("layer_map", self.layer_map, reason, "give an entry for each new layer."))
         return listed
 
