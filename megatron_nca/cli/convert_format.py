@@ -61,6 +61,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     read_options = formats.check_options(source, source.read_options, _given(arguments, _READ_OPTIONS))
     write_options = formats.check_options(target, target.write_options, _given(arguments, _WRITE_OPTIONS))
     formats.refuse_inside(arguments.to, arguments.source)
+    formats.refuse_existing(arguments.to)
     formats.tell_left(arguments.to)
     checkpoint = source.read(arguments.source, **read_options)
     print(f"from {checkpoint.origin}: {source.name}{mark}")

@@ -184,6 +184,12 @@ def refuse_inside(folder: Path, source: Path | None) -> None:
                               "Cure: choose another folder.")
 
 
+def refuse_existing(folder: Path) -> None:
+    """Raise CheckpointError if there is anything at `folder` but an empty folder."""
+    if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CheckpointError(f"--to {folder}: exists. Cure: choose another folder, or remove it.")
+
+
 def tell_left(folder: Path) -> None:
     """A line on stderr for each conversion to `folder` that was killed, whose files would fill the disk in silence.
 
@@ -196,13 +202,11 @@ def tell_left(folder: Path) -> None:
 
 def convert(source: Format, target: Format, checkpoint: CanonicalCheckpoint, folder: Path, every_bit: bool,
             **options: object) -> dict:
-    """Write `checkpoint` as `target` at `folder`, read it back, and only then give it its name; returns the account.
+    """Write `checkpoint` as `target` at `folder`, which is new, read it back, and only then give it its name.
 
-    Compared are the model and the table of tensors, with `every_bit` every tensor too. Raises CheckpointError, and
-    DataError where the disk fills up.
+    Returns the account. Compared are the model and the table of tensors, with `every_bit` every tensor too. Raises
+    CheckpointError, and DataError where the disk fills up.
     """
-    if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CheckpointError(f"--to {folder}: exists. Cure: choose another folder, or remove it.")
     check_free(folder, checkpoint)
     account = outline(source, target, checkpoint, "every bit" if every_bit else "table")
 

@@ -90,11 +90,12 @@ def test_refusals(tmp_path: Path, trained: Path, convert: Callable, words: list,
     assert not (tmp_path / "new").exists()
 
 
-def test_what_is_there_and_the_source_are_kept(tmp_path: Path, trained: Path, convert: Callable):
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_what_is_there_and_the_source_are_kept(tmp_path: Path, trained: Path, convert: Callable, words: list):
     before = {path.name: path.read_bytes() for path in trained.iterdir()}
     for place, message in ((trained, "exists"), (trained / "new", "lies in the source")):
-        code, _, err = convert("megatron-nca", "--from", trained, "--to", place)
-        assert code == 2
+        code, out, err = convert("megatron-nca", "--from", trained, "--to", place, *words)
+        assert (code, out) == (2, "")
         assert message in err
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
