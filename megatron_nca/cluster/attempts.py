@@ -99,7 +99,8 @@ def decide(
         return End("leave", "ended by Slurm: cancelled, pre-empted or its node taken away")
     what = "time is up, all is saved" if code == NOT_FINISHED else "time is up" if signal else f"exit code {code}"
     if code == 2 and signal is None:
-        return End("fail", "a setting or a file is wrong (exit code 2), so another attempt would end alike")
+        wrong = "a setting or a file is wrong, or a program is missing"  # the code of srun itself for the latter
+        return End("fail", f"{wrong} (exit code 2), so another attempt would end alike")
     if without_progress >= tries:
         return End("fail", f"{what}, and {without_progress} attempts have made no progress")
     if last:

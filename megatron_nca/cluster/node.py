@@ -1,4 +1,4 @@
-"""Is this node fit for a training: its devices, its disk, the run folder. Quick, and without torch."""
+"""Is this node fit for a training: its devices, its disk, the run folder, apptainer. Quick, and without torch."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def report(cluster: Cluster, folder: SlurmFolder) -> str:
 
 def problems(cluster: Cluster, folder: SlurmFolder) -> list[str]:
     """In words; empty: none."""
-    found = [_of_folder(folder.path), _of_disk(cluster), _of_devices(cluster)]
+    found = [_of_folder(folder.path), _of_disk(cluster), _of_devices(cluster), _of_container(cluster)]
     return [problem for problem in found if problem]
 
 
@@ -60,3 +60,9 @@ def _of_devices(cluster: Cluster) -> str | None:
     given = len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) if os.environ.get("CUDA_VISIBLE_DEVICES") else seen
     wanted = min(cluster.node.devices, given)
     return f"{seen} GPUs answer of {wanted}" if seen < wanted else None
+
+
+def _of_container(cluster: Cluster) -> str | None:
+    """Of srun a missing program is exit code 2, which looks like a user's error. Pyxis is a part of Slurm there."""
+    wanted = cluster.container is not None and cluster.container.runtime == "apptainer"
+    return "apptainer is not in its PATH" if wanted and shutil.which("apptainer") is None else None

@@ -9,7 +9,7 @@ import plans
 import pytest
 
 from megatron_nca import files, plan
-from megatron_nca.cluster import attempts, launch, queue, record, status
+from megatron_nca.cluster import attempts, launch, node, queue, record, status
 from megatron_nca.cluster.attempts import Attempt, decide
 from megatron_nca.cluster.jobs import jobs
 from megatron_nca.cluster.profile import Cluster
@@ -18,7 +18,7 @@ from megatron_nca.cluster.submission import dependency
 from megatron_nca.config.recipe import recipe_from_dict
 from megatron_nca.config.schema import build
 from megatron_nca.errors import DataError
-from megatron_nca.run_dir import PhaseFolder, RunFolder
+from megatron_nca.run_dir import PhaseFolder, RunFolder, SlurmFolder
 
 RUN = RunFolder(Path("/scratch/run"))
 
@@ -133,6 +133,16 @@ ENDS = [
 def test_what_becomes_of_a_job(what, action):
     values = {"signal": None, "is_current": True, "without_progress": 0, "tries": 3, **what}
     assert decide(values.pop("code"), **values).action == action
+
+
+def test_a_node_without_apptainer_is_unfit_where_it_is_the_runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for runtime, problems in (("apptainer", ["apptainer is not in its PATH"]), ("pyxis", [])):
+        cluster = build(Cluster, plans.CLUSTER | {"container": {"runtime": runtime, "image": "/x.sif"}})
+        assert node.problems(cluster, SlurmFolder(tmp_path)) == problems
+    (tmp_path / "apptainer").touch(0o755)
+    cluster = build(Cluster, plans.CLUSTER | {"container": {"runtime": "apptainer", "image": "/x.sif"}})
+    assert node.problems(cluster, SlurmFolder(tmp_path)) == []
 
 
 def test_attempts_without_progress_are_counted_within_a_submission(tmp_path):
