@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_nca import plan
 from megatron_nca.cluster.jobs import Job, Task
 from megatron_nca.cluster.profile import Cluster, Container
+from megatron_nca.errors import ConfigError, explain
 from megatron_nca.plan import Step
 
 FIRST_PORT, PORTS = 12_000, 8_000
@@ -56,8 +57,17 @@ def _inside(words: list[str], cluster: Cluster, run: Path) -> list[str]:
         return words
     ours = words.index("-m") - 1
     words = [*words[:ours], container.python, *words[ours + 1 :]]
-    mounts = [f"{path}:{path}" for path in (run, plan.DATA_TOOLS.parent)] + list(container.mounts)
-    return [*_runtime(container, mounts, cluster.node.device != "cpu"), *words]
+    return [*_runtime(container, mounts(container, run), cluster.node.device != "cpu"), *words]
+
+
+def mounts(container: Container, run: Path) -> list[str]:
+    """HOST:INSIDE of all that is seen in it. Raises ConfigError for a path at which the runtime would part the list."""
+    paths = {"--run-dir": run, "folder of megatron_nca": plan.DATA_TOOLS.parent}
+    for setting, path in paths.items():
+        if "," in str(path) or ":" in str(path):
+            reason = "has a comma or a colon, which no mount of a container can have."
+            raise ConfigError(explain(setting, str(path), reason, "choose another folder."))
+    return [*(f"{path}:{path}" for path in paths.values()), *container.mounts]
 
 
 def _runtime(container: Container, mounts: list[str], gpus: bool) -> list[str]:

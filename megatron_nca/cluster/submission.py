@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_nca import files, plan
 from megatron_nca.account.devices import DEVICES
 from megatron_nca.account.memory import memory
-from megatron_nca.cluster import attempts, queue, record, script
+from megatron_nca.cluster import attempts, launch, queue, record, script
 from megatron_nca.cluster.jobs import Job, jobs
 from megatron_nca.cluster.profile import Cluster
 from megatron_nca.cluster.record import Submission
@@ -47,8 +47,10 @@ class Planned:
 
 
 def planned(recipe: Recipe, cluster: Cluster, run: RunFolder, place: Place) -> Planned:
-    """Raises ConfigError where the recipe does not fit the cluster."""
+    """Raises ConfigError where the recipe or the run folder does not fit the cluster."""
     check_fit(recipe, cluster)
+    if cluster.container is not None:
+        launch.mounts(cluster.container, run.path)
     return Planned(recipe, cluster, run, place, jobs(recipe, plan.steps(recipe, run), cluster))
 
 

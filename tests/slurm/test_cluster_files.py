@@ -131,3 +131,12 @@ def test_a_bank_of_no_dataset(tmp_path):
     cluster = {**plans.CLUSTER, "generation": {"banks": {"automat": "/bank"}}}
     with pytest.raises(ConfigError, match="Did you mean 'automata'"):
         planned(recipe_from_dict(plans.recipe_values()), cluster, tmp_path)
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_a_run_folder_that_no_container_can_mount(tmp_path, runtime):
+    recipe, cluster = recipe_from_dict(plans.recipe_values()), {"runtime": runtime, "image": "/x.sif"}
+    for name in ("lr=1,2", "12:30"):
+        planned(recipe, plans.CLUSTER, tmp_path / name)
+        with pytest.raises(ConfigError, match=f"--run-dir = '.*{name}': has a comma or a colon.* Cure: choose another"):
+            planned(recipe, {**plans.CLUSTER, "container": cluster}, tmp_path / name)
