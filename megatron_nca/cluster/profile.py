@@ -127,8 +127,9 @@ class Cluster:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    options: dict[str, str] = field(default_factory=dict)
-    """Further options of sbatch, without dashes: {constraint: h100, mail-type: FAIL}."""
+    options: dict[str, str | None] = field(default_factory=dict)
+    """Further options of sbatch, without dashes: {constraint: h100, mail-type: FAIL}. None, which YAML reads where
+    nothing is written: one that takes no value, such as `exclusive:`."""
     node: Node
     max_nodes: int | None = None
     """That one job may take."""

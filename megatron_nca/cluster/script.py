@@ -74,7 +74,7 @@ def options(job: Job, cluster: Cluster, place: Place) -> list[str]:
     if job.is_array:
         at_once = f"%{cluster.array_at_once}" if cluster.array_at_once else ""
         result.append(f"--array={ranges(job.numbers)}{at_once}")
-    return result + [f"--{key}={value}" for key, value in cluster.options.items()]
+    return result + [f"--{key}" if value is None else f"--{key}={value}" for key, value in cluster.options.items()]
 
 
 def job_name(job: Job, place: Place) -> str:

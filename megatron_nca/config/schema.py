@@ -193,6 +193,9 @@ def _is_required(field: dataclasses.Field) -> bool:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if isinstance(value, bool) and _first(hint) is str:
+            cure = "Cure: put it in quotes, or write nothing in its place."
+            raise ConfigError(f"{where} = {value!r}: expected str, got bool. {cure}")
         return None if value is None and type(None) in arguments else _convert(_first(hint), value, where)
     if origin is typing.Literal:
         if value not in arguments:

@@ -62,6 +62,7 @@ REFUSED = {
     "qos": ({"qos": ""}, "take apart"),
     "option": ({"options": {"time": "9"}}, "no free option"),
     "option name": ({"options": {"Mail Type": "END"}}, "no free option"),
+    "option without a value": ({"options": {"exclusive": True}}, "Cure: put it in quotes, or write nothing"),
     "option value": ({"options": {"constraint": "a b"}}, "take apart"),
     "module": ({"modules": ["cuda; id"]}, "take apart"),
     "container": ({"container": {"runtime": "pyxi", "image": "x"}}, "not one of 'pyxis', 'apptainer'"),

@@ -109,6 +109,14 @@ def test_strange_names_reach_the_job_as_data(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "job.sh"])
 
 
+def test_options_of_sbatch_with_a_value_and_without(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("{name: x, time: 1h, node: {devices: 2}, options: {constraint: h100, exclusive: }}")
+    values = load_recipe(ROOT / "launch/recipes/demo.yaml")
+    job = jobs(values, plan.steps(values, RunFolder(tmp_path)), load_cluster(path))[-1]
+    assert script.options(job, load_cluster(path), place())[-2:] == ["--constraint=h100", "--exclusive"]
+
+
 def test_a_folder_that_slurm_cannot_take_is_refused():
     cluster = load_cluster(ROOT / "slurm/clusters/local.yaml")
     values = load_recipe(ROOT / "launch/recipes/demo.yaml")
