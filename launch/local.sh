@@ -24,6 +24,14 @@ if [ -n "$help" ]; then
     exit "$help"
 fi
 
+refuse() {
+    echo "launch/local.sh: $1" >&2
+    exit 2
+}
+has="import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, ('megatron_nca', 'torch'))))"
+"$python" -c "$has" 2> /dev/null || refuse "PYTHON = '$python': is no Python that has megatron_nca and torch. Cure: give \
+one that has, or run make setup and leave it out."
+
 nnodes=${NNODES:-1}
 per_node=${NPROC_PER_NODE:-$("$python" - "$nnodes" "$@" <<'PY'
 import argparse
@@ -52,10 +60,6 @@ except MegatronNcaError as error:
 PY
 )}
 
-refuse() {
-    echo "launch/local.sh: $1" >&2
-    exit 2
-}
 number() {
     [[ $2 =~ ^[0-9]+$ ]] && [ "$2" -ge "$3" ] && [ "$2" -le "$4" ] ||
         refuse "$1 = '$2': is no number from $3 to $4. Cure: give one, or leave it out."

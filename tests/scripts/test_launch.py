@@ -81,6 +81,16 @@ def test_what_cannot_be_launched_is_said(words, environment, message):
     assert not result.stdout
 
 
+def test_a_python_that_has_no_torch(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
+    python.chmod(0o755)
+    result = launch(DEMO, "--phase", "nca", *RUN, PYTHON=str(python))
+    assert (result.returncode, result.stdout) == (2, "")
+    said = f"launch/local.sh: PYTHON = '{python}': is no Python that has megatron_nca and torch. Cure: "
+    assert result.stderr.startswith(said) and result.stderr.count("\n") == 1
+
+
 def test_help_is_its_own_head():
     result = launch("--help")
     assert result.returncode == 0 and result.stdout.startswith("Train one phase of a recipe")
