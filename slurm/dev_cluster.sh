@@ -170,7 +170,9 @@ case $verb in
     up) up ;;
     down) down ;;
     env) echo "export SLURM_CONF=$(printf %q "$folder/slurm.conf")" ;;
-    stop) stop "${3:?which daemon}" ;;
-    start) start "${3:?which daemon}" ;;
+    stop | start)
+        [ "${3:-}" = ctld ] || grep -qF "NodeName=${3:-} " "$SLURM_CONF" ||
+            refuse "DAEMON = '${3:-}': is none of this cluster. Cure: give ctld, or one of its nodes, such as n1."
+        "$verb" "$3" ;;
     *) usage; exit 2 ;;
 esac

@@ -134,6 +134,15 @@ def test_a_cluster_that_cannot_be_is_refused_before_anything_is_started(tmp_path
     assert ended.returncode == 2 and " Cure: " in ended.stderr and not list(tmp_path.iterdir()), ended.stderr
 
 
+@pytest.mark.parametrize("words", [("start", "n9"), ("stop", "n9"), ("stop", "n"), ("start",)], ids=" ".join)
+def test_a_daemon_that_a_cluster_does_not_have(tmp_path, words):
+    (tmp_path / "slurm.conf").write_text("NodeName=n1 NodeHostname=here\n")
+    command = ["bash", str(ROOT / "slurm/dev_cluster.sh"), words[0], str(tmp_path), *words[1:]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    name = "".join(words[1:])
+    assert ended.returncode == 2 and f": DAEMON = '{name}': is none of this cluster. Cure: " in ended.stderr
+
+
 def test_secrets_are_named_and_never_written(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "s3cr3t-value")
     cluster = load_cluster(ROOT / "slurm/clusters/gpu.yaml")
