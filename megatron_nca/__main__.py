@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
             verb.epilog = module.EXAMPLES
             module.add_arguments(verb)
             verb.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:  # argparse would answer with the usage of all verbs
+        verbs.choices.get(argv[0], parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status = arguments.run(arguments)
         print(end="", flush=True)  # here, where the end of a reader can still be told

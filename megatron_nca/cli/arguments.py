@@ -35,14 +35,14 @@ HELP = {
 
 
 def accept_overrides_anywhere(parser: argparse.ArgumentParser) -> None:
-    """Take `a.b=value` after options too: argparse itself ends `nargs="*"` at the first option."""
+    """Take `a.b=value` after options too: argparse itself ends `nargs="*"` at the first option. What is not of that
+    form is left to the recipe's reader, which says so."""
     parse = parser.parse_known_args
 
     def parse_known_args(*positional, **named):
         arguments, rest = parse(*positional, **named)
-        late = [word for word in rest if "=" in word and not word.startswith("-")]
-        arguments.overrides += late
-        return arguments, [word for word in rest if word not in late]
+        arguments.overrides += [word for word in rest if not word.startswith("-")]
+        return arguments, [word for word in rest if word.startswith("-")]
 
     parser.parse_known_args = parse_known_args
 

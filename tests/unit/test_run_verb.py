@@ -223,6 +223,17 @@ def test_overrides_may_stand_on_either_side_of_the_options(tmp_path, recipe_valu
     assert "text scratch seed1: train" in output
 
 
+def test_words_after_options_that_are_no_settings(tmp_path, recipe_values, capsys):
+    words = ["run", str(write_recipe(tmp_path / "recipe.yaml", recipe_values)), "--run-dir", str(tmp_path / "x")]
+    assert main([*words, "seeds"]) == 2
+    assert "override 'seeds': expected KEY.KEY=VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--dry-runs", "3"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("usage: megatron-nca run "), said
+    assert said.endswith("megatron-nca run: error: unrecognized arguments: --dry-runs\n")
+
+
 def test_a_dry_run_warns_of_data_that_are_not_there(tmp_path, recipe_values, capsys):
     words = [str(write_recipe(tmp_path / "recipe.yaml", recipe_values)), "--run-dir", str(tmp_path / "x"), "--dry-run"]
     local = str(plan.DATA_TOOLS.parent / "slurm" / "clusters" / "local.yaml")
