@@ -48,13 +48,21 @@ class Losses:
         raise LaunchError(
             f"{what} at iteration {iteration} of phase {phase}: {flaw}{often} No update was made with it. "
             "Cure: lower optimizer.lr, set optimizer.clip_grad, or have such updates left out with on_bad_loss."
+            f"{self._way_back(iteration)}"
         )
 
+    def check_validation(self, loss: float, iteration: int, phase: str) -> None:
+        """Raise LaunchError if a validation is not finite: the weights are at fault, and no skipping mends them."""
+        if not math.isfinite(loss):
+            raise LaunchError(
+                f"lm loss validation = {loss} at iteration {iteration} of phase {phase}: is not finite, so the weights "
+                "are broken, and they are not saved. Cure: lower optimizer.lr or set optimizer.clip_grad."
+                f"{self._way_back(iteration)}"
+            )
 
-def check_validation(loss: float, iteration: int, phase: str) -> None:
-    """Raise LaunchError if a validation is not finite: the weights are at fault, and no skipping mends them."""
-    if not math.isfinite(loss):
-        raise LaunchError(
-            f"lm loss validation = {loss} at iteration {iteration} of phase {phase}: is not finite, so the weights are "
-            "broken. Nothing was saved of this iteration. Cure: lower optimizer.lr or set optimizer.clip_grad."
-        )
+    def _way_back(self, iteration: int) -> str:
+        """From weights that broke unseen and were saved: they are those of the last iteration that made an update."""
+        since = iteration - self.record.bad_in_a_row
+        return "" if since == 0 else (
+            f" If each start ends so, remove the checkpoints of iteration {since} and later: they hold these weights, "
+            "and training goes on from the one before.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.mcore.engine import Engine, gather
 from megatron_nca.train import checkpoints
-from megatron_nca.train.losses import Losses, check_validation
+from megatron_nca.train.losses import Losses
 from megatron_nca.train.metrics import Metrics
 from megatron_nca.train.stopping import Pace, Stop
 from megatron_nca.train.supply import Beforehand, OnNode
@@ -82,7 +82,7 @@ class Training:
         result = self._engine.evaluate(batches, phase.validation_sequences, self._data.buckets)
         self._metrics.validation(self._iteration, self._consumed, result.loss, result.loss_by_position,
                                  self._data.bucket_tokens)
-        check_validation(result.loss, self._iteration, self.run_config.phase)
+        self._losses.check_validation(result.loss, self._iteration, self.run_config.phase)
         self._pace.validated(time.perf_counter() - began)
 
     def _save(self) -> None:

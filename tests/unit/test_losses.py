@@ -16,7 +16,7 @@ from megatron_nca.config.run_config import LossRecord
 from megatron_nca.config.schema import build, to_yaml
 from megatron_nca.errors import ConfigError, LaunchError
 from megatron_nca.mcore.engine import Engine, Evaluation, StepResult, read_ranks
-from megatron_nca.train.losses import Losses, check_validation
+from megatron_nca.train.losses import Losses
 from megatron_nca.train.training import Training
 
 SERIES = [5.0, 4.8, math.nan, 4.7, 9.0, math.inf, 4.6, 4.5, 8.9, 4.4]
@@ -77,15 +77,32 @@ def test_a_gradient_that_is_not_finite_is_bad_too():
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_validation_that_is_not_finite_ends_training_before_the_save(loss: float) -> None:
-    check_validation(4.0, 7, "text")
+    Losses(BadLoss(), LossRecord()).check_validation(4.0, 7, "text")
     given = {"_engine": SimpleNamespace(evaluate=lambda *_: Evaluation(loss, []), device=None), "_consumed": 8,
              "_data": MagicMock(), "_waiting": MagicMock(), "_metrics": MagicMock(), "_pace": MagicMock(),
-             "_iteration": 7, "_phase": MagicMock(), "run_config": SimpleNamespace(phase="text")}
+             "_iteration": 7, "_phase": MagicMock(), "_losses": Losses(BadLoss(), LossRecord()),
+             "run_config": SimpleNamespace(phase="text")}
     training = Training.__new__(Training)
     training.__dict__.update(given)
     with pytest.raises(LaunchError, match=f"lm loss validation = {loss} at iteration 7 of phase text: .* Cure: "):
         training._validate()
     training._metrics.validation.assert_called_once()
+
+
+def test_broken_weights_that_were_saved_are_named_with_the_way_back() -> None:
+    """Updates are made up to iteration 30; the two after it have a bad loss, and are skipped where a third may be."""
+    losses = Losses(BadLoss(action="skip", in_a_row=2), LossRecord(level=4.0))
+    losses.note(31, "text", measured(math.nan))
+    losses.note(32, "text", measured(math.nan))
+    way_back = "If each start ends so, remove the checkpoints of iteration 30 and later"
+    with pytest.raises(LaunchError, match=way_back):
+        losses.check_validation(math.nan, 32, "text")
+    with pytest.raises(LaunchError, match=way_back):
+        losses.note(33, "text", measured(math.nan))
+    with pytest.raises(LaunchError, match=way_back):
+        Losses(BadLoss(), LossRecord()).note(31, "text", measured(math.nan))
+    with pytest.raises(LaunchError, match=r"with on_bad_loss\.$"):
+        Losses(BadLoss(), LossRecord()).note(1, "text", measured(math.nan))  # of the initial checkpoint
 
 
 @pytest.mark.parametrize("values", [{"spike": 1.0}, {"in_a_row": 3}, {"action": "skip", "in_a_row": 0}])
