@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,15 +158,10 @@ def dependency(job: Job, numbers: dict[str, str]) -> str:
 
 
 def _check_disk(wanted: Planned) -> None:
-    """The estimate of the whole run against what is free there; a quota stands in the cluster file."""
-    there = wanted.run.path.resolve()
-    while not there.exists():
-        there = there.parent
-    need, free = sum(plan.estimate_bytes(wanted.recipe)), shutil.disk_usage(there).free
-    if free < need and not wanted.run.recipe.exists():
-        reason = f"the run takes up to {files.size_text(need)}, and {files.size_text(free)} are free there."
-        cure = "free some space or choose another folder."
-        raise ConfigError(explain("--run-dir", str(wanted.run.path), reason, cure))
+    """The estimate of a new run against what is free there; a quota stands in the cluster file."""
+    if not wanted.run.recipe.exists():
+        need, cure = sum(plan.estimate_bytes(wanted.recipe)), "free some space or choose another folder."
+        files.check_free(wanted.run.path, need, "--run-dir", str(wanted.run.path), cure)
     for name, bank in wanted.cluster.generation.banks.items():
         if not Path(bank, "zarr.json").is_file():
             cure = "begin one with `megatron-nca bank fill` (docs/bank.md)."

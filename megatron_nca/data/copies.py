@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -57,7 +56,9 @@ def _have(prefix: Path, manifest: Manifest, target: Path) -> None:
         return
     for left in target.parent.glob(".*.tmp"):  # by a process that was killed
         files.remove(left)
-    _check_space(manifest, target)
+    cure = f"free some space on {socket.gethostname()}, or do not copy data to nodes."
+    need = sum(record.bytes for record in manifest.files.values())
+    files.check_free(target.parent, need, "--copy-data-to", str(target.parent), cure)
     for ending, record in manifest.files.items():
         _copy_file(part(prefix, ending), part(target, ending), record.sha256)
     manifest.save(target)
@@ -75,14 +76,6 @@ def _is_whole(target: Path) -> bool:
     except DataError:
         return False
     return True
-
-
-def _check_space(manifest: Manifest, target: Path) -> None:
-    need, free = sum(record.bytes for record in manifest.files.values()), shutil.disk_usage(target.parent).free
-    if free < need:
-        sizes = f"takes {files.size_text(need)}, and {files.size_text(free)} are free"
-        raise DataError(f"{target.parent}: the copy {sizes} on {socket.gethostname()}. "
-                        "Cure: free some space, or do not copy data to nodes.")
 
 
 def _copy_file(source: Path, target: Path, sha256: str) -> None:

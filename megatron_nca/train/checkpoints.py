@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -194,15 +193,10 @@ class Saver:
             files.remove(path)
 
     def _prepare(self, aside: Path) -> None:
-        """An empty folder, and room for the checkpoint."""
+        """Room for the checkpoint, and an empty folder."""
+        need, folder = self._engine.checkpoint_bytes, aside.parent
+        files.check_free(folder, need, "checkpoints", str(folder), "free some space.")
         aside.mkdir(parents=True)
-        free, needed = shutil.disk_usage(aside).free, self._engine.checkpoint_bytes
-        if free < needed:
-            aside.rmdir()
-            raise DataError(
-                f"{self._series.path}: a checkpoint needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are "
-                "free. Cure: free some space."
-            )
 
     def _publish(self, save: _UnderWay, records: Mapping[str, dict]) -> None:
         for name, text in {**self._beside(save.run_config), FILE_NAME: to_yaml(save.run_config)}.items():

@@ -51,7 +51,7 @@ def test_a_variable_that_is_to_be_passed_and_is_not_set_is_said(tmp_path, monkey
 def test_too_little_space(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
-    with pytest.raises(ConfigError, match=r"the run takes up to .* [GM]B, and 0.0 kB are free there"):
+    with pytest.raises(DataError, match=r"--run-dir = .*run': needs .* [GM]B, and in .* 0.0 kB are free. Cure: "):
         submission.submit(planned(tmp_path), print)
 
 

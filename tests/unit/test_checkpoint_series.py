@@ -98,7 +98,7 @@ def test_free_space_is_looked_at_after_the_save_under_way(
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: SimpleNamespace(free=999 if engine.writings[0].finished else 10**9)
     )
-    with pytest.raises(DataError, match="free some space"):
+    with pytest.raises(DataError, match=r"checkpoints = .*: needs .*, and in .* are free. Cure: free some space"):
         saves.save(at(20))
     assert names(series) == ["iter_0000010"]
 

@@ -70,7 +70,7 @@ def test_another_dataset_of_the_name_has_another_place(prefix, tmp_path):
 def test_too_little_space_is_one_message(prefix, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
-    with pytest.raises(DataError, match=r"are free on .*Cure: free some space"):
+    with pytest.raises(DataError, match=r"are free. Cure: free some space on .*, or do not copy"):
         copies.copy(prefix, tmp_path / "disk")
 
 
