@@ -24,8 +24,3 @@ def at_world_size(parallel: ParallelConfig, world_size: int) -> ParallelConfig:
         near = max(1, round(world_size / copy)) * copy
         raise ConfigError(explain("--world-size", world_size, reason, f"for example {near}."))
     return dataclasses.replace(parallel, data=world_size // copy)
-
-
-def stage_of(parallel: ParallelConfig, rank: int) -> int:
-    """The pipeline stage of a rank, by Megatron's default order tensor, context, data, pipeline (fastest first)."""
-    return rank // (parallel.world_size // parallel.pipeline)

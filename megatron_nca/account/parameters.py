@@ -62,8 +62,3 @@ def stage_tensors(model: ModelConfig, parallel: ParallelConfig, stage: int) -> l
         if not (model.tied_embeddings and stage == 0):
             result[-1].append(vocabulary)
     return result
-
-
-def stage_parameters(model: ModelConfig, parallel: ParallelConfig, stage: int) -> int:
-    """Parameters on one rank of a pipeline stage."""
-    return sum(sum(chunk) for chunk in stage_tensors(model, parallel, stage))

@@ -32,7 +32,7 @@ PATIENCE_SECONDS, PAUSE_SECONDS = 600.0, 5.0
 class Worker:
     """One start of a job, or of one element of an array."""
 
-    def __init__(self, run: RunFolder, name: str, of_series: int = 0) -> None:
+    def __init__(self, run: RunFolder, name: str, of_series: int) -> None:
         """Raises ConfigError, DataError."""
         self.run, self.folder = run, run.slurm
         self.cluster = load_cluster(self.folder.cluster)

@@ -94,7 +94,7 @@ def split_files(found: Iterable[tuple[str, bytes]], output: Path, held_out_share
     return count
 
 
-def split_jsonl(source: Path, output: Path, held_out_share: float, key: str = "text") -> SplitCount:
+def split_jsonl(source: Path, output: Path, held_out_share: float, key: str) -> SplitCount:
     """Write the lines of a JSONL file, unchanged, to OUTPUT/{train,validation}.jsonl; held out by hash of the text.
 
     Equal texts fall into the same part. Raises DataError naming file and line of what is not a JSON object with `key`.

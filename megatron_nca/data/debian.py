@@ -17,7 +17,7 @@ MANUAL = re.compile(r"share/man/man[1-9]/[^/]*\.[1-9][^/]*")
 """English manual pages; other languages have folders of their own."""
 
 
-def debian_files(root: Path = Path("/usr")) -> Iterator[tuple[str, bytes]]:
+def debian_files(root: Path) -> Iterator[tuple[str, bytes]]:
     """(path below `root`, content), sorted by path: share/doc, and English manual pages as they are written, in troff.
 
     Compressed files are decompressed. Links are left out. A minimal machine may have copyright files alone. Raises

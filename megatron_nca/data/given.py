@@ -64,7 +64,7 @@ def files_below(folder: Path, is_left_out: Callable[[Path], bool] = lambda path:
     return sorted(found), sorted(links)
 
 
-def outputs_of(prefix: Path, parts: Sequence[Path] = ()) -> Callable[[Path], bool]:
+def outputs_of(prefix: Path, parts: Sequence[Path]) -> Callable[[Path], bool]:
     """Whether a path is one that preprocess_corpus.py writes for this --output-prefix and --parts, or what it leaves
     of one when it is killed."""
     names = re.compile(rf"\.?{re.escape(prefix.name)}(_\d+-of-\d+)?"

@@ -204,11 +204,6 @@ class StoredValues:
         return self.reader.in_blocks(self.key, self.layer)
 
 
-def read_tensor_table(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Key -> (shape, dtype name) of every tensor in a checkpoint folder. Raises CheckpointError."""
-    return TorchDistReader(checkpoint).table
-
-
 def write_checkpoint(folder: Path, tensors: Iterable[StoredTensor], content_metadata: dict,
                      common: dict | None = None, empty_objects: Iterable[str] = ()) -> dict[str, dict]:
     """Write a checkpoint that `megatron.core.dist_checkpointing.load` reads at any layout.

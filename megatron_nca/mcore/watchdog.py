@@ -41,12 +41,10 @@ SAID = "MEGATRON_NCA_SAID"
 class Watchdog:
     """Of one rank, from before its process group is joined until it leaves."""
 
-    def __init__(
-        self, ranks: Ranks, record: Path, seconds: float | None = None, may_record: Callable[[], bool] = lambda: True
-    ) -> None:
+    def __init__(self, ranks: Ranks, record: Path, seconds: float | None, may_record: Callable[[], bool]) -> None:
         """`record`: a file, the same for all ranks, where the message is kept; it is there only after a failure.
 
-        `seconds`: for a rank to give no sign of life until all end (SECONDS).
+        `seconds`: for a rank to give no sign of life until all end; None: SECONDS.
         `may_record`: whether this training still has a right to `record`.
         """
         self._may_record = may_record

@@ -224,7 +224,7 @@ class Bank:
                 aside.write_bytes(self._score(number, threads))
             yield number, done
 
-    def blocks_of(self, candidates: int, shard: tuple[int, int] = (0, 1)) -> range:
+    def blocks_of(self, candidates: int, shard: tuple[int, int]) -> range:
         """Numbers of the blocks that hold candidates 0 .. candidates - 1 and fall to shard I of N.
 
         Raises ConfigError for a number of candidates or a shard out of range.

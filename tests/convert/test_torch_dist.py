@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from megatron_nca.convert import megatron
 from megatron_nca.errors import CheckpointError
 from megatron_nca.mcore import tensor_archive, torch_dist
-from megatron_nca.mcore.torch_dist import Chunk, StoredTensor, TorchDistReader, read_tensor_table, write_checkpoint
+from megatron_nca.mcore.torch_dist import Chunk, StoredTensor, TorchDistReader, write_checkpoint
 
 
 def split(values: np.ndarray, cuts: list[list[int]]) -> tuple[Chunk, ...]:
@@ -99,7 +99,7 @@ def test_code_in_the_table_is_refused(tmp_path: Path, trained: Path):
     mark = tmp_path / "mark"
     (trained / ".metadata").write_bytes(pickle.dumps({"table": Bomb(mark)}))
     with pytest.raises(CheckpointError, match=r"io\.open, which is no part"):
-        read_tensor_table(trained)
+        TorchDistReader(trained)
     assert not mark.exists()
 
 
@@ -108,7 +108,7 @@ def test_only_known_classes_are_found(trained: Path, name: str):
     module, _, attribute = name.rpartition(".")
     (trained / ".metadata").write_bytes(b"c" + f"{module}\n{attribute}\n".encode() + b".")
     with pytest.raises(CheckpointError, match="could run code"):
-        read_tensor_table(trained)
+        TorchDistReader(trained)
 
 
 @pytest.mark.parametrize("name", ["torch.distributed.checkpoint.metadata\nos.system", "torch\n_C.Size"])
@@ -117,7 +117,7 @@ def test_dotted_names_do_not_leave_a_known_module(trained: Path, name: str):
     short = b"\x8c" + bytes([len(module)]) + module + b"\x8c" + bytes([len(attribute)]) + attribute
     (trained / ".metadata").write_bytes(b"\x80\x04" + short + b"\x93.")
     with pytest.raises(CheckpointError, match="could run code"):
-        read_tensor_table(trained)
+        TorchDistReader(trained)
 
 
 def test_code_in_a_chunk_is_refused(tmp_path: Path, trained: Path):

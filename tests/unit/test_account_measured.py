@@ -5,7 +5,6 @@ import gc
 import pytest
 import torch
 
-from megatron_nca.account.layout import stage_of
 from megatron_nca.account.memory import chunks_in_flight, memory
 from megatron_nca.config.model import ModelConfig, ModelShape
 from megatron_nca.config.parallel import ParallelConfig, Recompute
@@ -25,6 +24,11 @@ MODEL = ModelShape(
 def no_process_group() -> None:
     """An engine leaves its process's group to the next one."""
     parallel.shut_down()
+
+
+def stage_of(split: ParallelConfig, rank: int) -> int:
+    """By Megatron's default order of axes: tensor, context, data, pipeline (fastest first)."""
+    return rank // (split.world_size // split.pipeline)
 
 
 def phase(precision: str, split: ParallelConfig) -> Phase:
