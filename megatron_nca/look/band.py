@@ -187,9 +187,14 @@ def match(measured: Measured, law: NcaLaw, quantiles: tuple[float, float], candi
     return Match(law=law, rules=scores / complexity.uniform_ratio(law), passed=passed)
 
 
+def _edges(measured: Measured, matched: Match) -> np.ndarray:
+    """Of the bins of both histograms, in calibrated ratios: float64, from 0 to beyond 1 and all of them."""
+    return np.arange(0, max(measured.calibrated.max(), matched.rules.max(), 1) + STEP, STEP)
+
+
 def record(measured: Measured, matched: Match, seed: int) -> dict:
     """All figures as plain values; no dates, so the same command makes the same bytes."""
-    edges = np.arange(0, max(measured.calibrated.max(), matched.rules.max(), 1) + STEP, STEP)
+    edges = _edges(measured, matched)
     histograms = {name: np.histogram(values, edges)[0].tolist()
                   for name, values in (("corpus", measured.calibrated), ("rules", matched.rules))}
     corpus = measured.corpus
@@ -217,7 +222,7 @@ def draw(measured: Measured, matched: Match, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    edges = np.arange(0, max(measured.calibrated.max(), matched.rules.max(), 1) + STEP, STEP)
+    edges = _edges(measured, matched)
     for values, name in ((measured.calibrated, "windows of the text"), (matched.rules, "rules of the law, unfiltered")):
         shares = np.full(len(values), 1 / len(values))
         axes.hist(values, bins=edges, weights=shares, histtype="step", label=f"{name} (n = {len(values):,})")

@@ -20,7 +20,7 @@ from megatron_nca.config.model import ModelConfig
 from megatron_nca.config.recipe import Phase
 from megatron_nca.config.run_config import RunConfig, load_run_config
 from megatron_nca.mcore import device_environment, parallel, patches
-from megatron_nca.mcore.parallel import Ranks, agree, gather, lone_process, read_ranks  # noqa: F401 (the door)
+from megatron_nca.mcore.parallel import Ranks, agree, agreed, gather, lone_process, read_ranks  # noqa: F401 (the door)
 
 if TYPE_CHECKING:
     from megatron_nca.mcore.async_save import Writing

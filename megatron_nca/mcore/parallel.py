@@ -5,9 +5,10 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -20,6 +21,7 @@ from megatron_nca.mcore import cpu, patches
 
 SLURM_VARIABLES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,17 @@ def agree(error: MegatronNcaError | None) -> None:
     for rank, found in enumerate(gather(None if error is None else (type(error), str(error)))):
         if found is not None:
             raise _mark(found[0](found[1] if rank == 0 else f"rank {rank}: {found[1]}"))
+
+
+def agreed(action: Callable[[], Result]) -> Result:
+    """Collective: the result of `action` on this rank, or the lowest rank's MegatronNcaError on all ranks."""
+    result, error = None, None
+    try:
+        result = action()
+    except MegatronNcaError as failure:
+        error = failure
+    agree(error)
+    return result
 
 
 def _mark(error: MegatronNcaError) -> MegatronNcaError:

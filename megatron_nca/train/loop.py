@@ -17,7 +17,7 @@ from megatron_nca.account import devices, flops
 from megatron_nca.config.recipe import Recipe
 from megatron_nca.config.run_config import RunConfig
 from megatron_nca.errors import LaunchError, MegatronNcaError
-from megatron_nca.mcore.engine import Engine, Ranks, agree, build_engine
+from megatron_nca.mcore.engine import Engine, Ranks, agree, agreed, build_engine
 from megatron_nca.run_dir import PhaseFolder, RunFolder
 from megatron_nca.train import boards, checkpoints, provenance, reading
 from megatron_nca.train.clock import Clock
@@ -69,11 +69,11 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         at("building the model")
         engine = build_engine(job.recipe.model_config(job.phase), phase, ranks, job.seed)
         at_the_end.callback(engine.close)
-        fence = _agreed(lambda: at_the_end.enter_context(_begin(folder, job.attempt)) if ranks.is_first else None)
+        fence = agreed(lambda: at_the_end.enter_context(_begin(folder, job.attempt)) if ranks.is_first else None)
         at("loading the checkpoint")
         start = checkpoints.starting_point(folder, ranks, phase.verify_checkpoints)
         began = time.perf_counter()
-        loaded = _agreed(lambda: engine.load(start))
+        loaded = agreed(lambda: engine.load(start))
         pace = Pace(time.perf_counter() - began)
         resumed = start != folder.initial
         if resumed:
@@ -91,7 +91,7 @@ def train(job: Job, ranks: Ranks, stop: Stop | None = None, at: Callable = lambd
         beside = partial(provenance.beside, job.recipe, job.run, supply)
         saver = checkpoints.Saver(engine, folder.checkpoints, beside, job.run.linked_as_initial, fence and fence.check)
         at_the_end.callback(saver.close)
-        metrics = at_the_end.enter_context(_agreed(lambda: _metrics(job, folder, engine, clock, run_config.iteration)))
+        metrics = at_the_end.enter_context(agreed(lambda: _metrics(job, folder, engine, clock, run_config.iteration)))
         training = Training(engine, data, supply, metrics, saver, run_config, stop or Stop(), pace, at)
         stopped_by = training.run()
         agree(_write_record(job, engine, metrics, training.run_config, stopped_by, fence))
@@ -190,7 +190,7 @@ def _write_record(
 def _supply(job: Job, ranks: Ranks, consumed: int) -> Beforehand | OnNode:
     """Collective: where the phase's data come from. Generators on nodes are started."""
     if job.on_node is not None:
-        return OnNode(_agreed(job.on_node), ranks, consumed)
+        return OnNode(agreed(job.on_node), ranks, consumed)
     parts = reading.blends(job.recipe, job.run, job.recipe.phases[job.phase].dataset)
     return Beforehand(*parts) if job.copy_data_to is None else Copied(*parts, job.copy_data_to, ranks)
 
@@ -199,19 +199,6 @@ def _open_data(job: Job, supply: Beforehand | OnNode) -> object:
     """The phase's datasets; a bad file on any rank ends all ranks with one message."""
     supply.prepare()
     parts, cache = (supply.train, supply.validation), reading.index_cache(job.recipe, job.run, job.phase)
-    opened = _agreed(
-        lambda: reading.open_data(job.recipe, job.phase, job.seed, parts, cache, supply.in_the_making)
-    )
+    opened = agreed(lambda: reading.open_data(job.recipe, job.phase, job.seed, parts, cache, supply.in_the_making))
     supply.opened()
     return opened
-
-
-def _agreed(action: object) -> object:
-    """Collective: the result of `action`, or the first rank's error on all ranks."""
-    result, error = None, None
-    try:
-        result = action()
-    except MegatronNcaError as failure:
-        error = failure
-    agree(error)
-    return result

@@ -22,8 +22,8 @@ from megatron_nca.data import copies
 from megatron_nca.data.blend import Blend
 from megatron_nca.data.manifest import part
 from megatron_nca.data.placed import unfinished
-from megatron_nca.errors import DataError, MegatronNcaError
-from megatron_nca.mcore.engine import Ranks, agree, gather
+from megatron_nca.errors import DataError
+from megatron_nca.mcore.engine import Ranks, agree, agreed, gather
 
 logger = logging.getLogger("megatron_nca.train")
 
@@ -46,12 +46,7 @@ class Beforehand:
 
     def prepare(self) -> None:
         """Collective. Raises DataError."""
-        error = None
-        try:
-            self.sha256 = self.train.content_sha256(self.train.manifests())
-        except DataError as failure:
-            error = failure
-        agree(error)
+        self.sha256 = agreed(lambda: self.train.content_sha256(self.train.manifests()))
 
     def opened(self) -> None: ...
 
@@ -74,16 +69,12 @@ class Copied(Beforehand):
     def prepare(self) -> None:
         """Collective. Raises ConfigError, DataError."""
         super().prepare()
-        began, error = time.monotonic(), None
+        began = time.monotonic()
         with ThreadPoolExecutor(1) as thread:
             bringing = thread.submit(self._bring)
             while not all(gather(bringing.done())):  # one collective may not last as long as a copy
                 time.sleep(LOOK_SECONDS)
-        try:
-            self.train, self.validation = bringing.result()
-        except MegatronNcaError as failure:
-            error = failure
-        agree(error)
+        self.train, self.validation = agreed(bringing.result)
         if self._ranks.is_first:
             seconds = time.monotonic() - began
             folder = self.train.prefixes[0].parent.parent
