@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "said"
         os.environ[SAID] = str(said)
+        if flags.log_dir is None and flags.redirects == flags.tee == "0":
+            flags.log_dir = folder  # nothing is logged there, but torchrun would make one and leave it
         try:
             torchrun.run(flags)
         except ChildFailedError as error:

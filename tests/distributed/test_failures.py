@@ -28,7 +28,12 @@ def trained(
     (phase / "initial").symlink_to(run_folder / "arms/tp1pp1/seed0/tp1pp1/initial")
     training = ["train", run / "recipe.yaml", "--phase", name, "--arm", name, "--run-dir", run, *flags]
     launch = command("torchrun", "--standalone", "--nproc-per-node", 2, FAULTY, fault, rank, *training)
-    return execute(launch, check=False), phase
+    temporary = run / "tmp"
+    temporary.mkdir()
+    result = execute(["env", f"TMPDIR={temporary}", *launch], check=False)
+    left = [path.name for path in temporary.iterdir() if "torchelastic" in path.name or "wandb" in path.name]
+    assert not left, "folders in the system's temporary one, which nobody would remove"
+    return result, phase
 
 
 def faulty(
