@@ -60,6 +60,8 @@ def install(package: str = "megatron.core") -> None:
             module.torch = random_facade
             module._get_cuda_rng_state = _get_rng_state
             module._set_cuda_rng_state = _set_rng_state
+        elif module.__name__ == "megatron.core.jit":
+            module.disable_jit_fuser()  # functions that no model here calls, and torch's compiler with them
         elif getattr(module, "torch", None) is torch:
             module.torch = facade
 

@@ -54,8 +54,8 @@ class Engine:
 
     def __init__(self, model: ModelConfig, phase: Phase, ranks: Ranks, seed: int) -> None:
         self.model_config, self.phase, self.ranks, self.seed = model, phase, ranks, seed
-        patches.quiet()
         self.environment_note = device_environment.prepare(phase.parallel)
+        patches.import_megatron()
         self._check_machine()
         self.device = parallel.initialise(phase.parallel, ranks)
         self.adam = patches.install()
@@ -266,7 +266,7 @@ def build_engine(model: ModelConfig, phase: Phase, ranks: Ranks, seed: int) -> E
     """The engine that the phase names. Collective; raises ConfigError, on every rank alike."""
     if phase.parallel.engine == "megatron":
         return Engine(model, phase, ranks, seed)
-    patches.quiet()  # before Megatron is imported
+    patches.import_megatron()
     from megatron_nca.mcore.zero import ZeroEngine
 
     return ZeroEngine(model, phase, ranks, seed)

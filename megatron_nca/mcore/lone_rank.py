@@ -58,7 +58,7 @@ def fake_world(layout: ParallelConfig, rank: int) -> Iterator[None]:
     if not 0 <= rank < layout.world_size:
         cure = f"choose one of 0 to {layout.world_size - 1}."
         raise ConfigError(explain("--rank", rank, f"the world has {layout.world_size} ranks.", cure))
-    patches.quiet()
+    patches.import_megatron()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
         with _fake_groups():

@@ -126,8 +126,7 @@ def _join(ranks: Ranks, backend: str) -> None:
 @contextlib.contextmanager
 def lone_process() -> Iterator[None]:
     """Inside, this process is a group of its own, on the CPU, whatever the environment says of ranks."""
-    cpu.install()
-    patches.quiet()
+    patches.import_megatron()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
     try:
         yield

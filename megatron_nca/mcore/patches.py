@@ -2,9 +2,11 @@
 `plain_cost.py`, and `lone_rank.py` while it builds."""
 
 import contextlib
+import importlib
 import inspect
 import logging
 import queue
+import sys
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
@@ -16,7 +18,7 @@ from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from megatron_nca import pickles
-from megatron_nca.mcore import plain_cost, rotary
+from megatron_nca.mcore import cpu, plain_cost, rotary
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -108,6 +110,23 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in _NOTICES:
         logging.getLogger(name).addFilter(_is_news)
+
+
+def import_megatron() -> None:
+    """Quietly, before anything else imports it, and without what is not used here but costs every rank two seconds.
+
+    Its inference imports Weights & Biases where that is installed; its decorators import torch's compiler, which
+    `cpu.py` leaves out.
+    """
+    quiet()
+    cpu.install()
+    hidden = {"wandb"} - set(sys.modules)
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        importlib.import_module("megatron.core.models.gpt")
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _is_news(record: logging.LogRecord) -> bool:

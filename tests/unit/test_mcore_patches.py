@@ -41,13 +41,15 @@ def test_fused_adam_counts_steps_per_group_and_survives_its_state_dict() -> None
     assert second.param_groups[0]["step"] == 2
 
 
-def test_the_facade_changes_torch_for_megatron_only() -> None:
+def test_the_facade_changes_torch_for_megatron_only_and_what_costs_seconds_is_not_imported() -> None:
     """In a process of its own, since the facade stays installed."""
     program = """
+import sys
 import torch
-from megatron_nca.mcore import cpu
+from megatron_nca.mcore import patches
 before = torch.zeros
-cpu.install()
+patches.import_megatron()
+assert not {'wandb', 'torch._inductor.compile_fx'} & set(sys.modules)
 import megatron.core.utils as inside
 from megatron.core.tensor_parallel import random
 assert inside.torch is not torch and torch.zeros is before
