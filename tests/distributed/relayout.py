@@ -1,7 +1,7 @@
-"""Save at every layout, load at every other, in one launch: torchrun --nproc-per-node 4 relayout.py FOLDER LAYOUT...
+"""Save at layouts, load at others, in one launch: torchrun --nproc-per-node 4 relayout.py FOLDER SAVED-LOADED...
 
-The model of each layout has other weights, those of its own training of two steps. Prints a JSON line for each pair
-with the loss of the next step.
+The model of each layout has other weights, those of its own training of two steps. Prints a JSON line with the
+loss of the next step for each pair, and for each layout's own.
 """
 
 import json
@@ -72,7 +72,8 @@ def save(engine: Engine, folder: Path, iteration: int) -> None:
 
 
 if __name__ == "__main__":
-    folder, layouts = Path(sys.argv[1]), sys.argv[2:]
+    folder, pairs = Path(sys.argv[1]), {tuple(pair.split("-")) for pair in sys.argv[2:]}
+    layouts = [layout for layout in LAYOUTS if any(layout in pair for pair in pairs)]
     for seed, layout in enumerate(layouts):
         engine = engine_of(layout, seed)
         fill(engine, seed)
@@ -83,6 +84,8 @@ if __name__ == "__main__":
     for loaded in layouts:
         engine = engine_of(loaded, 99)
         for saved in layouts:
+            if saved != loaded and (saved, loaded) not in pairs:
+                continue
             engine.load(folder / saved)
             if saved != loaded:
                 save(engine, folder / f"{saved}-{loaded}", 2)
