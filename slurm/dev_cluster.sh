@@ -141,8 +141,9 @@ down() {
         sleep 0.2
     done
     for name in ctld $(grep -o '^NodeName=n[0-9]*' "$folder/slurm.conf" | cut -d= -f2); do
-        stop "$name" TERM
+        stop "$name" TERM &  # each takes two seconds
     done
+    wait
     stop munge TERM
 }
 

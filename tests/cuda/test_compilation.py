@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,17 @@ def resources():
     del sys.modules[name]
 
 
+@pytest.fixture(scope="module")
+def reports(resources):
+    """Architecture -> report; two compilers at work at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(resources.ARCHITECTURES, pool.map(resources.report, resources.ARCHITECTURES), strict=True))
+
+
 @needs_nvcc
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_no_kernel_spills(resources, architecture):
-    found = resources.report(architecture)
+def test_no_kernel_spills(reports, architecture):
+    found = reports[architecture]
     kernels = {"filter_kernel", *(f"roll_out_kernel<{states}>" for states in (2, 4, 8, 10, 12, 16))}
     assert {r.kernel for r in found} == kernels
     for r in found:
