@@ -41,7 +41,8 @@ def emulated(tmp_path_factory) -> ModuleType:
     def compile_one(source: str, target: Path) -> None:
         wider = AVX512 if vector and Path(source).name.startswith("rollout_avx512") else []
         quick = ["-O0"] if source.endswith("bind.cpp") else []  # a quarter of all time, for nothing that takes any
-        subprocess.run(["g++", *FLAGS, *quick, *vector, *wider, *includes, "-c", source, "-o", target], cwd=ROOT, check=True)
+        command = ["g++", *FLAGS, *quick, *vector, *wider, *includes, "-c", source, "-o", target]
+        subprocess.run(command, cwd=ROOT, check=True)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_one, SOURCES, objects))

@@ -102,7 +102,7 @@ def test_a_checkpoint_explains_itself(resumed: tuple[Path, Path]) -> None:
 
 
 RING = list(zip(LAYOUTS, LAYOUTS[1:] + LAYOUTS[:1], strict=True))
-"""Each layout is saved once and loaded once; a table of chunks knows no layout, so other pairs hardly differ in kind."""
+"""Each layout is saved once and loaded once; a table of chunks knows no layout: other pairs hardly differ in kind."""
 OTHERS = [pair for pair in itertools.permutations(LAYOUTS, 2) if pair not in RING]
 
 
