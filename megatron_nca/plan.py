@@ -45,7 +45,7 @@ class Step:
     world_size: int = 1
     """Processes that the command starts at the same time."""
     after: tuple[Path, ...] = ()
-    """Files that `done` must be at least as new as; the report is made again when a run has gone on."""
+    """Files that `done` must be at least as new as; the report is made again when a run has gone on, or is to."""
     trains: bool = False
     """Whether it is a training, which takes flags that are no part of a recipe and may stop in good order."""
     dataset: bool = False
@@ -60,7 +60,7 @@ class Step:
         if not self.done.is_file():
             return False
         made = self.done.stat().st_mtime_ns
-        if any(path.exists() and path.stat().st_mtime_ns > made for path in self.after):
+        if any(not path.exists() or path.stat().st_mtime_ns > made for path in self.after):
             return False
         return not self.dataset or _sizes_agree(self.done)
 

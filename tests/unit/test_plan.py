@@ -126,12 +126,14 @@ def test_a_dataset_whose_files_have_other_sizes_is_not_whole(tmp_path):
     assert not step.whole
 
 
-def test_the_report_is_made_again_when_a_run_has_gone_on(tmp_path):
+def test_the_report_is_made_again_when_a_run_has_gone_on_or_is_to(tmp_path):
     report, done = tmp_path / "report.md", tmp_path / "done.json"
     report.write_text("")
     step = Step("report", ("true",), report, after=(done,))
-    assert step.whole
+    assert not step.whole
     done.write_text("")
+    report.write_text("")
+    assert step.whole
     later = time.time_ns() + 10**9
     os.utime(done, ns=(later, later))
     assert not step.whole
