@@ -1,4 +1,4 @@
-"""`megatron-nca train` with a rank that comes to harm, or whose loss is no number, in micro-batch 2 of iteration 7.
+"""`megatron-nca train` with a rank that comes to harm, or whose loss is no number, in micro-batch 2 of iteration 3.
 
     megatron-nca torchrun --nproc-per-node N faulty.py FAULT RANK train RECIPE ...
 """
@@ -39,7 +39,7 @@ def harmed(forward: Callable, fault: Callable[[], None]) -> Callable:
         nonlocal calls
         calls += not by_position  # only training
         losses = forward(*arguments, by_position=by_position, **named)
-        if calls == 14:
+        if calls == 6:
             fault()
         return losses
 
@@ -53,7 +53,7 @@ def spoilt(loss: Callable) -> Callable:
     def step(*arguments: object, positions: object) -> tuple:
         nonlocal calls
         calls += positions is None  # only training
-        factor = math.nan if calls == 14 and positions is None else 1.0
+        factor = math.nan if calls == 6 and positions is None else 1.0
         total, tokens, logged = loss(*arguments, positions=positions)
         return total * factor, tokens, logged * factor
 

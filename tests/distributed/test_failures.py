@@ -55,20 +55,20 @@ def faulty(
 
 def test_a_bad_loss_is_skipped_by_all_stages(run_folder: Path, tmp_path: Path) -> None:
     """The last of two stages has a loss that is no number; neither makes the update, and training goes on."""
-    settings = {"on_bad_loss.action": "skip", "iterations": 8, "save_interval": 1, "keep_checkpoints": 8}
+    settings = {"on_bad_loss.action": "skip", "iterations": 4, "save_interval": 1, "keep_checkpoints": 4}
     flags = [f"phases.pp2.{name}={value}" for name, value in settings.items()]
     result, phase = trained(run_folder, tmp_path, "pp2", "spoilt", 1, *flags)
     assert result.returncode == 0, result.stderr
     assert json.loads((phase / "done.json").read_text())["skipped updates"] == 1
     lines = [line for line in map(json.loads, (phase / "metrics.jsonl").read_text().splitlines()) if "skipped" in line]
-    assert [line["iteration"] for line in lines if line["skipped"]] == [7] == [
+    assert [line["iteration"] for line in lines if line["skipped"]] == [3] == [
         line["iteration"] for line in lines if line["lm loss"] is None
     ]  # fmt: skip
-    six, seven, eight = (TorchDistReader(phase / f"checkpoints/iter_000000{number}") for number in (6, 7, 8))
-    assert len(six.table) == 4 * 9, "weights, fp32 weights and two moments"
-    assert all((six.read(key) == seven.read(key)).all() for key in six.table)
-    assert not any((seven.read(key) == eight.read(key)).all() for key in six.table)
-    kept = yaml.safe_load((phase / "checkpoints/iter_0000007/run_config.yaml").read_text())["losses"]
+    two, three, four = (TorchDistReader(phase / f"checkpoints/iter_000000{number}") for number in (2, 3, 4))
+    assert len(two.table) == 4 * 9, "weights, fp32 weights and two moments"
+    assert all((two.read(key) == three.read(key)).all() for key in two.table)
+    assert not any((three.read(key) == four.read(key)).all() for key in two.table)
+    kept = yaml.safe_load((phase / "checkpoints/iter_0000003/run_config.yaml").read_text())["losses"]
     assert kept["bad_in_a_row"] == kept["skipped"] == 1
 
 
@@ -76,7 +76,7 @@ def test_an_exception(run_folder: Path, tmp_path: Path) -> None:
     result, record = faulty(run_folder, tmp_path, "raises", 1)
     assert result.returncode == 1
     assert record["message"].startswith("rank 1 (process ")
-    words = "failed in iteration 7, training, micro-batch 2: ValueError: a number that no one expected"
+    words = "failed in iteration 3, training, micro-batch 2: ValueError: a number that no one expected"
     assert words in record["message"]
     assert result.stderr.rstrip().endswith("All ranks end."), "the message is the last thing said"
     assert result.stderr.count("Traceback") == 1 and "in raises" in result.stderr
@@ -86,14 +86,14 @@ def test_a_rank_that_is_killed(run_folder: Path, tmp_path: Path) -> None:
     result, record = faulty(run_folder, tmp_path, "killed", 0)
     assert result.returncode == 1
     assert "rank 0 (process " in record["message"] and "Traceback" not in result.stderr
-    assert re.search(r"is gone: .* Last seen in .*(iteration [0-7]|model|checkpoint|data)", record["message"])
+    assert re.search(r"is gone: .* Last seen in .*(iteration [0-3]|model|checkpoint|data)", record["message"])
 
 
 def test_a_rank_that_is_stopped(run_folder: Path, tmp_path: Path) -> None:
     result, record = faulty(run_folder, tmp_path, "stopped", 1, "--watchdog", "6s")
     assert result.returncode == 1
     assert record["rank"] == 0 and "rank 1 (process " in record["message"]
-    words = r"is silent for 6 s: .* Last seen in iteration 7, training, micro-batch 2, at \S*/faulty.py:\d+ in stopped"
+    words = r"is silent for 6 s: .* Last seen in iteration 3, training, micro-batch 2, at \S*/faulty.py:\d+ in stopped"
     assert re.search(words, record["message"])
 
 
@@ -101,6 +101,6 @@ def test_a_rank_that_hangs(run_folder: Path, tmp_path: Path) -> None:
     """It lives and gives signs of it, but makes no progress; the other waits for it."""
     result, record = faulty(run_folder, tmp_path, "hangs", 1)
     assert result.returncode == 1
-    where = "in iteration 7, training, micro-batch 2,"
+    where = "in iteration 3, training, micro-batch 2,"
     words = rf"no progress for 4 s: rank 1 {where} at \S*/faulty.py:\d+ in hangs; rank 0 {where} waiting for others at"
     assert re.search(words, record["message"])
