@@ -5,6 +5,7 @@
 With --refused each must end in an error of ours, on every rank; the messages are printed as JSON lines.
 """
 
+import functools
 import json
 import os
 import resource
@@ -20,10 +21,13 @@ from megatron_nca.mcore.parallel import gather, read_ranks
 from megatron_nca.run_dir import RunFolder
 from megatron_nca.train.loop import Job, train
 
+read = functools.cache(load_recipe)
+"""Each phase of a launch has the same recipe, and it is a long one."""
+
 
 def job(argument: str) -> Job:
     run, phase = argument.split("::")
-    recipe = load_recipe(Path(run) / "recipe.yaml")
+    recipe = read((Path(run) / "recipe.yaml").resolve())
     return Job(recipe=recipe, phase=phase, arm=phase, seed=0, run=RunFolder(Path(run)))
 
 
