@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from launching import REPOSITORY, TIMES, command, execute, initialise, read_metrics, recipe_values, torchrun
+from launching import REPOSITORY, TIMES, command, execute, read_metrics, recipe_values, torchrun
 
 from megatron_nca.plan import BACKGROUND_NICE
 
@@ -25,13 +25,10 @@ PATIENCE = 400
 """Seconds until what takes seconds on two quiet cores is taken for hung."""
 
 
-@pytest.fixture(scope="module")
-def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def initial(run_folder: Path) -> Path:
     """The initial checkpoint of all runs."""
-    run = tmp_path_factory.mktemp("initial")
-    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe_values()))
-    initialise(run, PHASE, [PHASE])
-    return run / f"arms/{PHASE}/seed0/{PHASE}/initial"
+    return run_folder / f"arms/{PHASE}/seed0/{PHASE}/initial"
 
 
 def make_run(folder: Path, initial: Path, sequences: int, on_node: dict | None) -> Path:
@@ -60,24 +57,22 @@ def start(launch: list[str], log: Path, node: Path | None = None) -> subprocess.
                                 start_new_session=True)
 
 
-def beforehand(folder: Path, initial: Path, sequences: int) -> Path:
-    """A run trained on data that lay in its folder."""
-    run = make_run(folder, initial, sequences, None)
+@pytest.fixture
+def few(trained: Path) -> Path:
+    """A run trained on 48 sequences that lay in its folder: the phase of that name among all layouts."""
+    return trained
+
+
+@pytest.fixture(scope="module")
+def many(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with MANY sequences."""
+    initial = run_folder / f"arms/{PHASE}/seed0/{PHASE}/initial"
+    run = make_run(tmp_path_factory.mktemp("many") / "run", initial, MANY, None)
     for name in ("train", "validation"):
         words = ["--recipe", run / "recipe.yaml", "--dataset", "nca", "--part", name, "--run-dir", run]
         execute(command("generate", *words))
     execute(training(run))
     return run
-
-
-@pytest.fixture(scope="module")
-def few(initial: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return beforehand(tmp_path_factory.mktemp("few") / "run", initial, 48)
-
-
-@pytest.fixture(scope="module")
-def many(initial: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return beforehand(tmp_path_factory.mktemp("many") / "run", initial, MANY)
 
 
 def lines(run: Path) -> list[dict]:
