@@ -26,7 +26,7 @@ MAY_CHANGE = (
     f"In a begun folder these may change: of a phase {', '.join(HOW_A_PHASE_RUNS)}; wandb and description; and seeds, "
     "arms, phases and datasets may be added, arms behind the old ones."
 )
-Path = tuple[str, ...]
+Place = tuple[str, ...]
 
 
 def changes(before: Recipe, after: Recipe) -> tuple[list[str], list[str]]:
@@ -47,14 +47,14 @@ def changes(before: Recipe, after: Recipe) -> tuple[list[str], list[str]]:
     return list(allowed), list(refused)
 
 
-def _is_added(path: Path, before: Recipe, after: Recipe) -> bool:
+def _is_added(path: Place, before: Recipe, after: Recipe) -> bool:
     if path[0] not in ADDABLE or path[1] in getattr(before, path[0]):
         return False
     # A phase that arms share is run in the first of them, so an arm before the old ones would move what is there.
     return path[0] != "arms" or list(after.arms)[: len(before.arms)] == list(before.arms)
 
 
-def _may_change(path: Path, before: Recipe, after: Recipe) -> bool:
+def _may_change(path: Place, before: Recipe, after: Recipe) -> bool:
     if path[0] == "phases":
         return path[1] in after.phases and path[2] in HOW_A_PHASE_RUNS
     if path[0] == "seeds":
@@ -62,7 +62,7 @@ def _may_change(path: Path, before: Recipe, after: Recipe) -> bool:
     return path[0] in ("wandb", "description")
 
 
-def _leaves(values: object, path: Path = ()) -> dict[Path, object]:
+def _leaves(values: object, path: Place = ()) -> dict[Place, object]:
     if not isinstance(values, dict):
         return {path: values}
     return {key: leaf for word, value in values.items() for key, leaf in _leaves(value, (*path, str(word))).items()}
