@@ -259,9 +259,7 @@ def freeze(recipe: Recipe, run_folder: RunFolder) -> list[str]:
 
 def check_frozen(recipe: Recipe, run_folder: RunFolder) -> list[str]:
     """What `recipe` changes in the one that the run folder was begun with; ConfigError where that may not change."""
-    if not run_folder.recipe.exists():
-        return []
-    changed, refused = changes(load_recipe(run_folder.recipe), recipe)
+    changed, refused = differences(recipe, run_folder)
     if refused:
         more = [f"  and {len(refused) - 10} more"] if len(refused) > 10 else []
         lines = [*_indented(refused[:10]), *more]
@@ -269,6 +267,11 @@ def check_frozen(recipe: Recipe, run_folder: RunFolder) -> list[str]:
         head = f"{run_folder.recipe}: this run folder was begun with other settings."
         raise ConfigError("\n".join([head, *lines, f"Cure: {cure} {MAY_CHANGE}"]))
     return changed
+
+
+def differences(recipe: Recipe, run_folder: RunFolder) -> tuple[list[str], list[str]]:
+    """In words, how `recipe` differs from the one that is there, if one is: where it may, and where it may not."""
+    return changes(load_recipe(run_folder.recipe), recipe) if run_folder.recipe.exists() else ([], [])
 
 
 def announce(changed: list[str], run_folder: RunFolder) -> list[str]:

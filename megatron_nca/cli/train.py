@@ -7,6 +7,7 @@ import typing
 from functools import partial
 from pathlib import Path
 
+from megatron_nca import plan
 from megatron_nca.cli.arguments import accept_overrides_anywhere, add_time_limit, add_watchdog, run_dir
 from megatron_nca.config.recipe import Recipe, load_recipe
 from megatron_nca.config.schema import suggest
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         arm, seed = choose(recipe, arguments.phase, arguments.arm, arguments.seed)
         parallel.check_world_size(recipe.phases[arguments.phase].parallel, ranks)
         boards.check(recipe)
+        _, others = plan.differences(plan.resolve_paths(recipe), RunFolder(arguments.run_dir))
     except MegatronNcaError:
         if ranks.is_first:
             raise
@@ -83,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
               copy_data_to=arguments.copy_data_to, attempt=parallel.attempt())
     if ranks.is_first:
         _log_to(job)
+        _say_what_differs(others, run_folder)
     folder = run_folder.phase(arm, seed, arguments.phase)
     watchdog = Watchdog(ranks, folder.failed, arguments.watchdog, lambda: _is_newest(job, folder))
     watchdog.start()
@@ -137,7 +140,6 @@ def _is_newest(job: "Job", folder: PhaseFolder) -> bool:
 
 def _on_node(arguments: argparse.Namespace, recipe: Recipe, seed: int) -> "OnNodeData":
     """How this node makes the phase's data, and where. Raises ConfigError."""
-    from megatron_nca import plan
     from megatron_nca.sources.staging import staged
     from megatron_nca.train.supply import OnNodeData
 
@@ -162,3 +164,12 @@ def _log_to(job: object) -> None:
     logger.setLevel(logging.INFO)
     logger.handlers[:] = [logging.StreamHandler(sys.stderr), logging.FileHandler(path)]
     logger.propagate = False
+
+
+def _say_what_differs(others: list[str], run_folder: RunFolder) -> None:
+    """A training by hand may have settings that are not those by which the report of its run folder describes it."""
+    if others:
+        lines = "".join(f"\n  {line}" for line in others)
+        logging.getLogger("megatron_nca").warning(
+            f"warning: other settings than in {run_folder.recipe}, by which a report speaks of this training:{lines}"
+        )

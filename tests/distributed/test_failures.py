@@ -58,6 +58,8 @@ def test_a_bad_loss_is_skipped_by_all_stages(run_folder: Path, tmp_path: Path) -
     settings = {"on_bad_loss.action": "skip", "iterations": 4, "save_interval": 1, "keep_checkpoints": 4}
     flags = [f"phases.pp2.{name}={value}" for name, value in settings.items()]
     result, phase = trained(run_folder, tmp_path, "pp2", "spoilt", 1, *flags)
+    differs = result.stderr.split("other settings than in ")[1].split("\nphase ")[0]
+    assert ": 20 before, 4 now" in differs and "on_bad_loss" not in differs, "what the report cannot know is said"
     assert result.returncode == 0, result.stderr
     assert json.loads((phase / "done.json").read_text())["skipped updates"] == 1
     lines = [line for line in map(json.loads, (phase / "metrics.jsonl").read_text().splitlines()) if "skipped" in line]
