@@ -116,7 +116,7 @@ def import_megatron() -> None:
     """Quietly, before anything else imports it, and without what is not used here but costs every rank two seconds.
 
     Its inference imports Weights & Biases where that is installed; its decorators import torch's compiler, which
-    `cpu.py` leaves out.
+    `cpu.py` leaves out of 0.16 (a router of experts in 0.19 calls it by itself).
     """
     quiet()
     cpu.install()
